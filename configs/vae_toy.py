@@ -1,0 +1,62 @@
+r"""The autoencoder of the shipped checkpoint `toy`: 4 x 8 x 8, 16 channels.
+
+Two stages, each a command. `images` learns appearance from single frames, `video` motion from
+clips of 9 frames, starting from the images' weights:
+
+  sora-jax data worlds --out data/worlds --count 6000 --seed 0 --size 128x128
+  sora-jax train --config=configs/vae_toy.py:images --workdir runs/vae_images
+  sora-jax train --config=configs/vae_toy.py --config.init_from=runs/vae_images/export \
+      --workdir runs/vae
+
+Data are rendered worlds and scikit-image's photographs under a moving camera.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "video") -> ConfigDict:
+  """`images`, `video` (the default) or `smoke`."""
+  config = ConfigDict(dict(
+    recipe="vae",
+    seed=0,
+    init_from="",
+    trainable=".*",
+    model=dict(
+      z_channels=16, widths=(64, 96, 128), res_blocks=1, patch=2, time_down=(True, True),
+      kernel_t=(1, 3, 3), mid_attention=False, latent_mean=None, latent_std=None,
+    ),
+    loss=dict(
+      lpips=0.3, lpips_images=4, kl=1e-5, equivariance=0.1, adversarial=0.0, latent_noise=0.0
+    ),
+    data=dict(
+      frames=9,
+      size=64,
+      sources=dict(
+        records=dict(weight=0.7, path="data/worlds"),
+        worlds=dict(weight=0.0, count=10_000, seed=0, height=64, width=64),
+        photos=dict(weight=0.3, count=100_000, frames=9, height=64, width=64),
+        folder=dict(weight=0.0, path="", captions=False),
+      ),
+    ),
+    optim=dict(
+      name="adamw", lr=6e-4, warmup=100, schedule="cosine", decay=0.01, clip=1.0, ema_decay=0.998
+    ),
+    train=dict(
+      steps=3000, batch_size=4, accumulate=1, log_every=20, checkpoint_every=500,
+      preview_every=500, keep=2,
+    ),
+  ))  # fmt: skip
+  if arg == "images":
+    config.data.frames = config.data.sources.photos.frames = 1
+    config.train.update(steps=6000, batch_size=16)
+    config.optim.lr = 1e-3
+  elif arg == "smoke":
+    config.model.update(widths=(16, 16, 16))
+    config.loss.lpips = 0.0
+    config.data.update(frames=5, size=32)
+    config.data.sources.records.weight = config.data.sources.photos.weight = 0.0
+    config.data.sources.worlds.update(weight=1.0, count=8)
+    config.train.update(steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4)
+  elif arg != "video":
+    raise ValueError(f"configs/vae_toy.py takes images, video or smoke, not {arg!r}")
+  return config

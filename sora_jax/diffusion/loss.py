@@ -1,0 +1,43 @@
+"""The training objective of every generative task: flow matching on the tokens that are not known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.diffusion import process
+from sora_jax.models.tokens import Tokens
+from sora_jax.typing import Array, Float, PRNGKey, Scalar
+
+Model = Callable[[Tokens], Float[Array, "b n p"]]
+
+
+def flow_matching(model: Model, tokens: Tokens, key: PRNGKey) -> tuple[Scalar, dict[str, Scalar]]:
+  """Mean squared error of the predicted velocity.
+
+  Args:
+    model: predicts velocities.
+    tokens: *clean* values, and the drawn noise levels in the cond table. Level 0 is a known token:
+      it stays clean and carries no loss. Padding (segment 0) carries none either.
+    key: of the noise.
+
+  Returns:
+    The loss, and metrics: the loss at low, middle and high noise.
+  """
+  noise = jax.random.normal(key, tokens.values.shape, jnp.float32)
+  t = tokens.noise_level()
+  v = model(replace(tokens, values=process.corrupt(tokens.values, noise, t)))
+  error = jnp.mean((v - process.velocity(tokens.values, noise)) ** 2, axis=-1)
+
+  made = (t > 0) & (tokens.segments > 0)
+  mean = lambda where: jnp.sum(error * where) / jnp.maximum(jnp.sum(where), 1)  # noqa: E731
+  metrics = {
+    "loss_low_noise": mean(made & (t < 1 / 3)),
+    "loss_mid_noise": mean(made & (t >= 1 / 3) & (t < 2 / 3)),
+    "loss_high_noise": mean(made & (t >= 2 / 3)),
+    "tokens_used": jnp.mean(tokens.segments > 0),
+  }
+  return mean(made), metrics

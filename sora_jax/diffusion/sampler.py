@@ -1,0 +1,170 @@
+"""Solvers of the probability flow ODE, all of them one loop with a table of coefficients.
+
+Every solver here is a linear multistep method in the predicted data d_i = y_i - t_i v(y_i, t_i).
+With the solver's state x, the point y at which the model is asked, and the last predictions,
+
+  x <- a0 x + a1 d_i + a2 d_{i-1} + a3 d_{i-2}          y <- b0 x + b1 d_i + b2 d_{i-1}
+
+where the coefficients depend on the noise levels only, so they are computed ahead in float64 and
+the loop is one `lax.scan` whatever the solver. alpha = 1 - t, sigma = t, lambda = log(alpha / sigma).
+
+  euler   Euler's method; on straight paths the same as DDIM (Song et al. 2020).
+  heun    Heun's second-order method, two model calls per step but the last (Karras et al. 2022).
+  dpm++   DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
+  unipc   UniPC of order 2 with B(h) = exp(h) - 1: the predictor is DPM-Solver++(2M), the corrector
+          reuses the model call of the next step (Zhao et al. 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.errors import UserError
+from sora_jax.typing import Array, Bool, Float
+
+Velocity = Callable[[Array, Array, Array], Array]  # (y, level, row number) -> v
+
+
+def initial_noise(
+  seed: int, samples: np.ndarray, lt: int, lh: int, lw: int, z: int, first: int = 0
+) -> Float[Array, "b lt lh lw z"]:
+  """Standard normal latents whose bits depend on (seed, sample, absolute latent frame) alone.
+
+  The same sample gets the same noise at any batch size, packing, length and mesh.
+  """
+
+  def frame(sample, index):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), index)
+    return jax.random.normal(key, (lh, lw, z), jnp.float32)
+
+  frames = jnp.arange(first, first + lt)
+  return jax.vmap(lambda s: jax.vmap(partial(frame, s))(frames))(jnp.asarray(samples))
+
+
+def table(solver: str, levels: np.ndarray) -> Float[np.ndarray, "calls 8"]:
+  """The coefficients of a solver: one row (t, a0..a3, b0..b2) per model call.
+
+  Args:
+    solver: a key of `SOLVERS`.
+    levels: the noise levels to step through, falling, the last one 0.
+
+  Raises:
+    UserError: the solver is unknown.
+  """
+  if solver not in SOLVERS:
+    raise UserError(f"Unknown sampler '{solver}': choose one of {', '.join(SOLVERS)}.")
+  return np.asarray(SOLVERS[solver](np.asarray(levels, np.float64)), np.float32)
+
+
+def solve(
+  velocity: Velocity,
+  x: Float[Array, "b n p"],
+  coefficients: Float[Array, "calls 8"],
+  made: Bool[Array, "b n"],
+) -> Float[Array, "b n p"]:
+  """Integrates from noise to data.
+
+  Args:
+    velocity: the model as a function of (values, noise level, number of the call).
+    x: noise where tokens are to be made, clean values where they are known.
+    coefficients: of `table`.
+    made: False for known tokens, which never change.
+  """
+  mask = made[..., None]
+
+  def step(carry, inputs):
+    x, y, d1, d2 = carry
+    row, call = inputs
+    d0 = y - row[0] * velocity(y, row[0], call)
+    x_next = row[1] * x + row[2] * d0 + row[3] * d1 + row[4] * d2
+    y_next = row[5] * x_next + row[6] * d0 + row[7] * d1
+    keep = lambda new, old: jnp.where(mask, new, old)  # noqa: E731
+    return (keep(x_next, x), keep(y_next, y), d0, d1), None
+
+  calls = jnp.arange(coefficients.shape[0])
+  start = (x, x, jnp.zeros_like(x), jnp.zeros_like(x))
+  (_, y, _, _), _ = jax.lax.scan(step, start, (coefficients, calls))
+  return y
+
+
+def _euler_step(t: float, s: float) -> tuple[float, float]:
+  """x_s = p x_t + q d: from level t to level s along the straight line through d."""
+  return s / t, 1 - s / t
+
+
+def _euler(levels: np.ndarray) -> list[tuple[float, ...]]:
+  return [
+    (t, *_euler_step(t, s), 0, 0, 1, 0, 0)
+    for t, s in zip(levels[:-1], levels[1:], strict=True)
+  ]  # fmt: skip
+
+
+def _heun(levels: np.ndarray) -> list[tuple[float, ...]]:
+  rows: list[tuple[float, ...]] = []
+  for t, s in zip(levels[:-2], levels[1:-1], strict=True):
+    p, q = _euler_step(t, s)
+    rows.append((t, 1, 0, 0, 0, p, q, 0))  # x stays, y is Euler's guess
+    half = (s - t) / 2  # x + half (v + v'), v = (x - d_{i-1}) / t, v' = (p x + q d_{i-1} - d_i) / s
+    rows.append((s, 1 + half / t + half * p / s, -half / s, half * (q / s - 1 / t), 0, 1, 0, 0))
+  return rows + _euler(levels[-2:])  # at level 0 there is no velocity to average with
+
+
+def _log_snr(t: float) -> float:
+  t = min(max(t, 1e-12), 1 - 1e-6)  # the pure-noise end has no finite log-SNR
+  return float(np.log((1 - t) / t))
+
+
+def _dpmpp_step(levels: np.ndarray, i: int) -> tuple[float, float, float]:
+  """(x, d_i, d_{i-1}) coefficients of step i; first order at both ends."""
+  t, s = levels[i], levels[i + 1]
+  p, q = _euler_step(t, s)
+  if i == 0 or i == len(levels) - 2:
+    return p, q, 0.0
+  h, h_last = _log_snr(s) - _log_snr(t), _log_snr(t) - _log_snr(levels[i - 1])
+  correction = q * h / (2 * h_last)
+  return p, q + correction, -correction
+
+
+def _dpmpp(levels: np.ndarray) -> list[tuple[float, ...]]:
+  steps = range(len(levels) - 1)
+  return [(levels[i], *_dpmpp_step(levels, i), 0, 1, 0, 0) for i in steps]
+
+
+def _unipc_corrector(levels: np.ndarray, i: int) -> tuple[float, float, float, float]:
+  """(x, d_i, d_{i-1}, d_{i-2}): redoes the step that led to level i, now that d_i is known.
+
+  With m = d_{i-1}: x_i = p x + q m + q (rho_1 (d_{i-2} - m) / r + rho_2 (d_i - m)), where rho
+  solves the order conditions [[1, 1], [r, 1]] rho = (phi_2, 2 phi_3) of Zhao et al., eq. 11.
+  """
+  t, s = levels[i - 1], levels[i]
+  p, q = _euler_step(t, s)
+  h = _log_snr(s) - _log_snr(t)
+  b = np.expm1(-h)
+  phi2 = b / -h - 1
+  phi3 = phi2 / -h - 0.5
+  if i == 1:
+    return p, q * 0.5, q * 0.5, 0.0
+  r = (_log_snr(levels[i - 2]) - _log_snr(t)) / h
+  rho1, rho2 = np.linalg.solve(np.array([[1.0, 1.0], [r, 1.0]]), np.array([phi2, 2 * phi3]) / b)
+  return p, q * rho2, q * (1 - rho1 / r - rho2), q * rho1 / r
+
+
+def _unipc(levels: np.ndarray) -> list[tuple[float, ...]]:
+  rows = []
+  for i in range(len(levels) - 1):
+    corrector = _unipc_corrector(levels, i) if i > 0 else (1.0, 0.0, 0.0, 0.0)
+    rows.append((levels[i], *corrector, *_dpmpp_step(levels, i)))
+  return rows
+
+
+SOLVERS: dict[str, Callable[[np.ndarray], list[tuple[float, ...]]]] = {
+  "euler": _euler,
+  "heun": _heun,
+  "dpm++": _dpmpp,
+  "unipc": _unipc,
+}

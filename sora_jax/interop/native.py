@@ -1,0 +1,133 @@
+"""Our own checkpoint folder: what ships, what `--checkpoint` reads and what training exports.
+
+  config.json            the fields of every component, and where the weights come from
+  vae.safetensors        one file of weights per component
+  transformer.safetensors
+  tokenizer.json
+  training.jsonl         the log of the run that made it
+
+A folder may hold some of the components only (an autoencoder has no transformer).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from sora_jax.errors import UserError
+from sora_jax.interop.names import flatten, unflatten
+from sora_jax.typing import Params
+
+
+def find(name: str | os.PathLike[str]) -> Path:
+  """The folder of a checkpoint: a path, or the name of one that ships with the package.
+
+  Raises:
+    UserError: there is no such checkpoint.
+  """
+  path = Path(name)
+  if (path / "config.json").is_file():
+    return path
+  shipped = Path(str(resources.files("sora_jax"))) / "checkpoints"
+  if (shipped / str(name) / "config.json").is_file():
+    return shipped / str(name)
+  if path.is_dir():
+    raise UserError(f"{path} holds no config.json: give a folder that training exported.")
+  names = sorted(p.name for p in shipped.iterdir()) if shipped.is_dir() else []
+  raise UserError(
+    f"There is no checkpoint '{name}': give a folder, or a shipped one ({', '.join(names)})."
+  )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+  """The content of `config.json`.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  try:
+    return json.loads((folder / "config.json").read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f"{folder / 'config.json'} is damaged ({error}): get it again.") from error
+
+
+def read_component(folder: Path, component: str) -> Params:
+  """Float32 weights of one component, as nested dicts.
+
+  Raises:
+    UserError: the file is missing or damaged.
+  """
+  file = folder / f"{component}.safetensors"
+  if not file.is_file():
+    raise UserError(f"The checkpoint {folder} has no {component}: give one that does.")
+  try:
+    tensors = load_file(file)
+  except (SafetensorError, OSError, ValueError) as error:
+    raise UserError(f"{file} is damaged ({error}): get it again.") from error
+  return unflatten({name: x.astype(np.float32) for name, x in tensors.items()})
+
+
+def load_params(name: str | os.PathLike[str], component: str, like: Params) -> Params:
+  """Weights of one component, checked against the shapes of `like`.
+
+  Raises:
+    UserError: the checkpoint is of another model.
+  """
+  folder = find(name)
+  params = read_component(folder, component)
+  found = {path: tuple(x.shape) for path, x in flatten(params).items()}
+  wanted = {path: tuple(x.shape) for path, x in flatten(like).items()}
+  if found != wanted:
+    path = min(p for p in found.keys() | wanted.keys() if found.get(p) != wanted.get(p))
+    raise UserError(
+      f"The {component} of {folder} does not fit the config: {path} is {found.get(path)} there "
+      f"and {wanted.get(path)} here."
+    )
+  return params
+
+
+def save(
+  folder: str | os.PathLike[str],
+  components: Mapping[str, Params],
+  config: Mapping[str, Any],
+  files: Mapping[str, Path] | None = None,
+  dtype: Any = ml_dtypes.bfloat16,
+) -> None:
+  """Writes a checkpoint folder, replacing an older one only when everything is on disk.
+
+  Args:
+    components: weights by component. config: goes to config.json.
+    files: further files to copy, by the name they get.
+    dtype: of the stored weights.
+  """
+  folder = Path(folder)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir()
+  try:
+    for name, params in components.items():
+      flat = flatten(jax.device_get(params))
+      arrays = {path: np.ascontiguousarray(np.asarray(x).astype(dtype)) for path, x in flat.items()}
+      save_file(arrays, temporary / f"{name}.safetensors")
+    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name, source in (files or {}).items():
+      shutil.copyfile(source, temporary / name)
+    old = folder.parent / f".{folder.name}.{os.getpid()}.old"
+    if folder.exists():
+      os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,161 @@
+"""The diffusion transformer: tokens in, one velocity (noise - data) per token out.
+
+The block is Wan 2.1's (Wan Team 2025): adaLN whose time modulation is shared by all blocks plus a
+learned offset per block (PixArt's adaLN-single), self-attention over all tokens of a segment with
+3-axis RoPE and QK RMS norm, unmodulated cross-attention to the text behind an affine LayerNorm, and
+a GELU MLP. Published Wan models are rows of `VARIANTS`.
+
+  e      = MLP([sinusoid(1000 level), other features])            b k d     one per cond row
+  m_l    = W silu(e) + offset_l                                   b k 6 d   of block l
+  x     += gate1 * SelfAttention(norm(x) * (1 + scale1) + shift1)
+  x     += CrossAttention(affine_norm(x), text)
+  x     += gate2 * MLP(norm(x) * (1 + scale2) + shift2)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from sora_jax.models.layers import Attention, LayerNorm, Mlp, sinusoid
+from sora_jax.models.patch import Patch, rope_angles
+from sora_jax.models.tokens import Tokens, select_rows
+from sora_jax.parallel.sharding import constrain
+from sora_jax.typing import Array, Float
+
+VARIANTS: dict[str, dict[str, Any]] = {
+  "toy": dict(width=256, layers=8, heads=4, mlp_width=1024, text_width=256, cond_features=4),
+  "wan2.1-1.3b": dict(width=1536, layers=30, heads=12, mlp_width=8960, text_width=4096),
+  "wan2.1-14b": dict(width=5120, layers=40, heads=40, mlp_width=13824, text_width=4096),
+}
+
+REMAT = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nn.Module):
+  """One transformer block. `modulation` has the six rows shift, scale, gate of each half."""
+
+  width: int
+  heads: int
+  mlp_width: int
+  eps: float = 1e-6
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b n d"],
+    modulation: Float[Array, "b k 6 d"],
+    tokens: Tokens,
+    text: Float[Array, "b s d"],
+    angles: Float[Array, "b n half"],
+  ) -> tuple[Float[Array, "b n d"], None]:
+    attention = lambda name: Attention(self.width, self.heads, self.eps, self.dtype, name=name)  # noqa: E731
+    offset = self.param("modulation", nn.initializers.zeros, (6, self.width))
+    rows = rearrange(modulation + offset, "b k six d -> b k (six d)")
+    m = rearrange(select_rows(rows, tokens.cond_index), "b n (six d) -> six b n d", six=6)
+    shift1, scale1, gate1, shift2, scale2, gate2 = m
+
+    y = modulate(LayerNorm(self.eps)(x), shift1, scale1)
+    y = attention("self_attention")(y, tokens.segments, block=tokens.block, angles=angles)
+    x = gated(x, gate1, y)
+
+    y = LayerNorm(self.eps, affine=True, name="text_norm")(x)
+    x = x + attention("text_attention")(y, tokens.prompt, text, tokens.text_ids)
+
+    y = modulate(LayerNorm(self.eps)(x), shift2, scale2)
+    y = Mlp(self.mlp_width, self.width, self.dtype, name="mlp")(y)
+    return constrain(gated(x, gate2, y), "tokens"), None
+
+
+class DiT(nn.Module):
+  """Predicts the velocity of every token of a packed sequence.
+
+  Attributes:
+    width, layers, heads, mlp_width: of the transformer.
+    text_width: width `e` of the text encoder's states.
+    channels: latent channels. patch: (time, row, column) size of a patch, in latents.
+    cond_features: features of a cond row; the first is the noise level.
+    freq_width: width of the noise level's sinusoid.
+    dtype: of the matmuls and of the activations between them; parameters, norms, modulation, softmax
+      and the output stay in float32.
+    remat: what the backward pass recomputes; a key of `REMAT`.
+  """
+
+  width: int
+  layers: int
+  heads: int
+  mlp_width: int
+  text_width: int
+  channels: int = 16
+  patch: Patch = (1, 2, 2)
+  cond_features: int = 1
+  freq_width: int = 256
+  eps: float = 1e-6
+  dtype: jnp.dtype | None = None
+  remat: str = "none"
+
+  @property
+  def patch_width(self) -> int:
+    """Numbers in one patch: the `p` of `Tokens.values`."""
+    pt, ph, pw = self.patch
+    return pt * ph * pw * self.channels
+
+  @nn.compact
+  def __call__(self, tokens: Tokens) -> Float[Array, "b n p"]:
+    dense = lambda name, width: nn.Dense(width, dtype=self.dtype, name=name)  # noqa: E731
+    x = constrain(dense("patch_in", self.width)(tokens.values), "tokens")
+    text = Mlp(self.width, self.width, self.dtype, name="text_in")(tokens.text)
+    text = constrain(text, "text")
+    embedding, modulation = self._time(tokens.cond)
+    angles = rope_angles(tokens.positions, tokens.period, self.width // self.heads)
+
+    block = Block
+    if self.remat != "none":
+      block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
+    blocks = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(nn.broadcast,) * 4,
+      length=self.layers,
+    )(self.width, self.heads, self.mlp_width, self.eps, self.dtype, name="blocks")
+    x, _ = blocks(x, modulation, tokens, text, angles)
+
+    offset = self.param("modulation", nn.initializers.zeros, (2, self.width))
+    rows = rearrange(embedding[:, :, None] + offset, "b k two d -> b k (two d)")
+    shift, scale = jnp.split(select_rows(rows, tokens.cond_index), 2, axis=-1)
+    y = modulate(LayerNorm(self.eps)(x), shift, scale)
+    head = nn.Dense(self.patch_width, kernel_init=nn.initializers.zeros, name="patch_out")
+    return head(y.astype(jnp.float32))
+
+  def _time(
+    self, cond: Float[Array, "b k c"]
+  ) -> tuple[Float[Array, "b k d"], Float[Array, "b k 6 d"]]:
+    """Embeds every cond row, once; computed in float32 (bfloat16 cannot tell 0.997 from 1)."""
+    features = jnp.concatenate(
+      [sinusoid(1000.0 * cond[..., 0], self.freq_width), cond[..., 1:]], axis=-1
+    )
+    e = nn.silu(nn.Dense(self.width, name="time_in")(features))
+    e = nn.Dense(self.width, name="time_out")(e)
+    zeros = nn.initializers.zeros  # adaLN-Zero: every block starts as the identity
+    modulation = nn.Dense(6 * self.width, kernel_init=zeros, name="time_modulation")(nn.silu(e))
+    return e, rearrange(modulation, "b k (six d) -> b k six d", six=6)
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+  """x * (1 + scale) + shift, in float32, returned in x's dtype."""
+  return (x.astype(jnp.float32) * (1 + scale) + shift).astype(x.dtype)
+
+
+def gated(x: Array, gate: Array, y: Array) -> Array:
+  """x + gate * y, in float32, returned in x's dtype."""
+  return (x.astype(jnp.float32) + gate * y.astype(jnp.float32)).astype(x.dtype)

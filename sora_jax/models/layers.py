@@ -1,0 +1,95 @@
+"""Small layers shared by the transformers. Norms and embeddings compute in float32."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from sora_jax.models.attention import attend
+from sora_jax.models.patch import rotate
+from sora_jax.parallel.sharding import constrain
+from sora_jax.typing import Array, Float, Int
+
+
+def sinusoid(x: Float[Array, "*b"], width: int, max_period: float = 10_000.0) -> Array:
+  """Sinusoidal features of scalars, cosines first (Ho et al. 2020; Wan's order)."""
+  freqs = jnp.exp(-math.log(max_period) * jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
+  angles = x[..., None].astype(jnp.float32) * freqs
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale over the last axis."""
+
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    x32 = x.astype(jnp.float32)
+    rms = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+    return (x32 * rms * scale).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+  """Layer normalisation over the last axis, with an optional affine map."""
+
+  eps: float = 1e-6
+  affine: bool = False
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    norm = nn.LayerNorm(self.eps, jnp.float32, use_bias=self.affine, use_scale=self.affine)
+    return norm(x.astype(jnp.float32)).astype(x.dtype)
+
+
+class Mlp(nn.Module):
+  """Two linear maps around a tanh-approximated GELU."""
+
+  hidden: int
+  out: int
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    x = nn.Dense(self.hidden, dtype=self.dtype, name="up")(x)
+    return nn.Dense(self.out, dtype=self.dtype, name="down")(nn.gelu(x, approximate=True))
+
+
+class Attention(nn.Module):
+  """Multi-head attention with RMS-normalised queries and keys (over the full width, as in Wan).
+
+  `source` and its ids make it cross-attention; `angles` switch on rotary embeddings.
+  """
+
+  width: int
+  heads: int
+  eps: float = 1e-6
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b n d"],
+    ids: Int[Array, "b n"],
+    source: Float[Array, "b s e"] | None = None,
+    source_ids: Int[Array, "b s"] | None = None,
+    block: Int[Array, "b n"] | None = None,
+    angles: Float[Array, "b n half"] | None = None,
+  ) -> Float[Array, "b n d"]:
+    source = x if source is None else source
+    source_ids = ids if source_ids is None else source_ids
+    dense = lambda name: nn.Dense(self.width, dtype=self.dtype, name=name)  # noqa: E731
+    split = lambda y: rearrange(y, "b n (k dk) -> b n k dk", k=self.heads)  # noqa: E731
+    q = split(RMSNorm(self.eps, name="q_norm")(dense("q")(x)))
+    k = split(RMSNorm(self.eps, name="k_norm")(dense("k")(source)))
+    v = split(dense("v")(source))
+    if angles is not None:
+      q, k = rotate(q, angles), rotate(k, angles)
+    q, k, v = (constrain(y, "heads") for y in (q, k, v))
+    out = attend(q, k, v, ids, source_ids, block, block)
+    return dense("out")(rearrange(out, "b n k dk -> b n (k dk)"))

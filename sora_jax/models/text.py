@@ -1,0 +1,113 @@
+"""The text side: words to encoder states.
+
+A frozen table of pretrained word pieces under a small transformer that is trained together with the
+diffusion transformer. The table makes words the training captions never used mean something: they
+lie near the words that were used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from sora_jax.errors import UserError
+from sora_jax.models.layers import Attention, LayerNorm, Mlp
+from sora_jax.typing import Float, Int
+
+PAD = 0
+
+
+class TextEncoder(nn.Module):
+  """Pre-norm transformer encoder over word pieces.
+
+  Attributes:
+    vocabulary, table_width: shape of the pretrained table `pieces`, which is not trained.
+    width, layers, heads: of the encoder. length: the longest prompt, in pieces.
+  """
+
+  vocabulary: int
+  table_width: int = 384
+  width: int = 256
+  layers: int = 2
+  heads: int = 4
+  length: int = 48
+  dtype: jnp.dtype | None = None
+
+  @nn.compact
+  def __call__(self, pieces: Int[np.ndarray, "b s"] | Int[jnp.ndarray, "b s"]) -> Float[jnp.ndarray, "b s e"]:
+    table = self.param("pieces", nn.initializers.normal(1.0), (self.vocabulary, self.table_width))
+    position = self.param("position", nn.initializers.normal(0.02), (self.length, self.width))
+    ids = (pieces != PAD).astype(jnp.int32)
+    x = nn.Dense(self.width, dtype=self.dtype, name="table_in")(jnp.take(table, pieces, axis=0))
+    x = x + position[: pieces.shape[1]].astype(x.dtype)
+    for i in range(self.layers):
+      attention = Attention(self.width, self.heads, dtype=self.dtype, name=f"attention_{i}")
+      x = x + attention(LayerNorm(affine=True, name=f"norm_{i}a")(x), ids)
+      mlp = Mlp(4 * self.width, self.width, self.dtype, name=f"mlp_{i}")
+      x = x + mlp(LayerNorm(affine=True, name=f"norm_{i}b")(x))
+    return LayerNorm(affine=True, name="norm_out")(x).astype(jnp.float32)
+
+
+class Prompts:
+  """Turns prompts into word-piece ids, and knows which words training has seen.
+
+  Args:
+    tokenizer: a `tokenizers.Tokenizer` whose padding id is 0.
+    length: pieces of a prompt; longer ones are an error, since cutting would drop words silently.
+    known_words: lower-case words of the training captions; empty when unknown.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, length: int, known_words: Iterable[str] = ()):
+    self.tokenizer, self.length, self.known_words = tokenizer, length, frozenset(known_words)
+
+  @classmethod
+  def load(cls, path: Path, length: int, known_words: Iterable[str] = ()) -> Prompts:
+    """Reads a `tokenizer.json`.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    try:
+      return cls(Tokenizer.from_file(str(path)), length, known_words)
+    except Exception as error:  # the library raises bare Exceptions
+      raise UserError(f"{path} is not a readable tokenizer.json ({error}).") from error
+
+  @property
+  def vocabulary(self) -> int:
+    """Rows the encoder's table needs."""
+    return self.tokenizer.get_vocab_size()
+
+  def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "b s"]:
+    """Ids of each prompt, padded with 0 to `length`.
+
+    Raises:
+      UserError: a prompt is empty or longer than `length` pieces.
+    """
+    out = np.full((len(prompts), self.length), PAD, np.int32)
+    for row, prompt in zip(out, prompts, strict=True):
+      if not prompt.strip():
+        raise UserError("The prompt is empty: describe the video in a few words.")
+      ids = self.tokenizer.encode(prompt).ids
+      if len(ids) > self.length:
+        raise UserError(
+          f"The prompt has {len(ids)} word pieces but the model reads {self.length}: shorten it."
+        )
+      row[: len(ids)] = ids
+    return out
+
+  def unknown_words(self, prompt: str) -> list[str]:
+    """Words of the prompt that no training caption used, in order, without repetition."""
+    if not self.known_words:
+      return []
+    return [w for w in dict.fromkeys(words(prompt)) if w not in self.known_words]
+
+
+def words(text: str) -> list[str]:
+  """Lower-case words of a text; hyphenated words count as their parts."""
+  return re.findall(r"[a-z0-9']+", text.lower())

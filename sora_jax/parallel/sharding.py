@@ -1,0 +1,136 @@
+"""Where arrays live: the mesh, one table for parameters, one for activations.
+
+A mesh has four axes, each of size 1 unless the config says otherwise:
+
+  data     the batch is split, parameters are copied
+  fsdp     the batch is split, and so are the parameters (gathered when used)
+  context  the tokens of a sequence are split
+  tensor   heads and hidden units are split
+
+Both tables hold `PartitionSpec`s. A parameter's spec names its *trailing* axes, so one rule serves
+a kernel `(in, out)`, the same kernel stacked by `nn.scan` `(layers, in, out)` and a convolution
+`(t, h, w, in, out)`: the leading axes are never split. An axis whose size a mesh axis does not
+divide is left whole. Optimiser moments and EMA have their parameter's path at the end of their own,
+so they fall under the same rule.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sora_jax.errors import UserError
+
+AXES = ("data", "fsdp", "context", "tensor")
+BATCH = ("data", "fsdp")
+
+Rules = Sequence[tuple[str, P]]
+
+# The first pattern found in the path wins. Column-parallel kernels split their output over
+# `tensor`, row-parallel ones their input, so that a pair needs one reduction.
+RULES: Rules = (
+  (r"(^|/)(bias|scale|modulation)$", P()),
+  (r"attn\w*/.*(q|k|v|qkv)/kernel$|attention\w*/(q|k|v|qkv)/kernel$", P("fsdp", "tensor")),
+  (r"attn\w*/.*(o|out)/kernel$|attention\w*/(o|out)/kernel$", P("tensor", "fsdp")),
+  (r"(mlp\w*|text_in)/up/kernel$", P("fsdp", "tensor")),
+  (r"(mlp\w*|text_in)/down/kernel$", P("tensor", "fsdp")),
+  (r"(^|/)(patch_in|time_in|time_out|time_modulation|table_in)/kernel$", P("fsdp", "tensor")),
+  (r"(^|/)patch_out/kernel$", P("tensor", "fsdp")),
+  (r"(^|/)(pieces|position)$", P("tensor", "fsdp")),
+  (r"(^|/)(encoder|decoder|discriminator)/.*kernel$", P(None, "fsdp")),
+)
+
+# Batch axes first; what is not named is not split.
+ACTIVATIONS: dict[str, P] = {
+  "tokens": P(BATCH, "context", None),  # b n d
+  "heads": P(BATCH, "context", "tensor", None),  # b n k dk
+  "hidden": P(BATCH, "context", "tensor"),  # b n f, inside a feed-forward layer
+  "text": P(BATCH, None, None),  # b s e
+  "video": P(BATCH, None, None, None, None),  # b t h w c
+  "latent": P(BATCH, None, None, None, None),  # b lt lh lw z
+}
+
+
+def make_mesh(
+  sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A mesh over the first devices; one size may be -1: all devices that are left.
+
+  Args:
+    sizes: axis name -> size; axes not named have size 1. None is `{"data": -1}`.
+    devices: default `jax.devices()`.
+
+  Raises:
+    UserError: an unknown axis, or more devices asked for than there are.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = {"data": -1} if sizes is None else dict(sizes)
+  if unknown := sorted(set(sizes) - set(AXES)):
+    raise UserError(f"There is no mesh axis {unknown[0]!r}; the axes are {', '.join(AXES)}.")
+  shape = [int(sizes.get(axis, 1)) for axis in AXES]
+  if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+    raise UserError(f"Mesh sizes must be positive, at most one of them -1; got {dict(sizes)}.")
+  known = math.prod(size for size in shape if size != -1)
+  shape = [max(1, len(devices) // known) if size == -1 else size for size in shape]
+  count = math.prod(shape)
+  if count > len(devices):
+    raise UserError(f"The mesh {dict(sizes)} needs {count} devices and there are {len(devices)}.")
+  # Auto on purpose: since JAX 0.9 the default is Explicit, which Linen layers cannot express.
+  types = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices[:count])
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+  """A pytree key path as `params/blocks/attn/q/kernel`."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def find_rule(path: str, rules: Rules = RULES) -> tuple[str, P] | None:
+  """The first rule whose pattern occurs in `path`; None means replicated by default."""
+  return next(((pattern, spec) for pattern, spec in rules if re.search(pattern, path)), None)
+
+
+def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
+  """`spec` cut to `shape`: trailing axes, and only mesh axes that are automatic and divide."""
+  if len(spec) > len(shape):
+    return P()
+  auto = {n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Auto}
+  entries: list[Any] = []
+  names_of = (None,) * (len(shape) - len(spec)) + tuple(spec)
+  for size, names in zip(shape, names_of, strict=True):
+    kept: list[str] = []
+    for name in (names,) if isinstance(names, str) else names or ():
+      if name in auto and size % math.prod(mesh.shape[k] for k in (*kept, name)) == 0:
+        kept.append(name)
+    entries.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
+  return P(*entries)
+
+
+def param_shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+  """A `NamedSharding` for each leaf of `tree` (arrays or `jax.eval_shape`'s structs)."""
+
+  def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    rule = find_rule(path_string(path), rules)
+    return NamedSharding(mesh, fit_spec(rule[1] if rule else P(), leaf.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading axis of every array of a batch, split over all data-parallel devices."""
+  return NamedSharding(mesh, P(BATCH))
+
+
+def constrain(x: jax.Array, name: str) -> jax.Array:
+  """`x`, placed as `ACTIVATIONS[name]` says; unchanged outside `jit` and where no mesh is set."""
+  spec = ACTIVATIONS[name]
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or not isinstance(x, jax.core.Tracer):
+    return x
+  return jax.lax.with_sharding_constraint(x, fit_spec(spec, x.shape, mesh))

@@ -1,0 +1,323 @@
+"""The training loop: the only one, for every recipe.
+
+A recipe (`sora_jax/train/<config.recipe>.py`) says what is learned; the loop does the rest:
+sharded parameters, the guard against non-finite steps, previews, checkpoints that resume bit for
+bit, and reports. What happens within a step is in `step.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sora_jax import config as config_lib
+from sora_jax.errors import UserError
+from sora_jax.parallel import sharding
+from sora_jax.train import checkpoint, metrics, optim
+from sora_jax.train.state import TrainState
+from sora_jax.train.step import train_step
+from sora_jax.typing import Array, Params, PRNGKey
+
+
+@runtime_checkable
+class Recipe(Protocol):
+  """What `sora_jax.train.<recipe>.build(config)` returns.
+
+  It may also have `trainable` (regex of parameter paths; default: all), `preview(params, key)` ->
+  {name: uint8 video} and `export(params, workdir)`, which is called at each checkpoint and at the
+  end. Both are given the averaged weights.
+  """
+
+  def init(self, key: PRNGKey) -> Params:
+    """The parameters, read from `config.init_from` if that is set."""
+
+  def loss(
+    self, params: Params, batch: Any, key: PRNGKey, step: Array
+  ) -> tuple[Array, dict[str, Array]]:
+    """A mean over the batch, and metrics that are means too. Pure."""
+
+  def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
+    """An endless Grain iterator over this process' share of each batch; "id" names samples."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+  """The `train` section.
+
+  Attributes:
+    steps: batches to train on, in all.
+    batch_size: samples per step, over all devices and micro-batches.
+    accumulate: micro-batches a batch is cut into; their gradients are averaged.
+    preview_every: steps between sample videos; 0 = never.
+    keep: checkpoints kept.
+    mesh: axis sizes, see `sharding.make_mesh`; None = as many devices as divide the batch.
+    max_bad_steps: non-finite steps in a row before going back to the last checkpoint.
+  """
+
+  steps: int
+  batch_size: int
+  accumulate: int = 1
+  log_every: int = 10
+  checkpoint_every: int = 1000
+  preview_every: int = 0
+  keep: int = 2
+  mesh: Mapping[str, int] | None = None
+  max_bad_steps: int = 5
+
+
+def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+  """Trains until `config.train.steps`; in a workdir with a checkpoint, from there on.
+
+  SIGTERM and Ctrl-C end the run after saving a checkpoint.
+
+  Returns:
+    The last `step`, its `loss`, how many steps were `skipped`, the number of `compilations`, and
+    `stopped`: the signal's name, or None when the run came to its end.
+
+  Raises:
+    UserError: what the config, the workdir, the disk or the data make impossible; checkpoints
+      written so far stay intact.
+  """
+  train = config_lib.build(TrainConfig, config.train)
+  mesh = choose_mesh(train)
+  recipe = build_recipe(config)
+  checkpoint.claim(Path(workdir), config)
+  with stop_signals() as stop, jax.set_mesh(mesh):
+    with contextlib.closing(_Run(config, train, recipe, mesh, Path(workdir))) as run:
+      return run.until_done(stop)
+
+
+class _Run:
+  """The moving parts of one `fit`."""
+
+  def __init__(
+    self, config: ConfigDict, train: TrainConfig, recipe: Recipe, mesh: Mesh, workdir: Path
+  ) -> None:
+    self.train, self.recipe, self.mesh, self.workdir = train, recipe, mesh, workdir
+    self.key = jax.random.key(int(config.seed))
+    params = jax.eval_shape(recipe.init, self.key)
+    trainable = getattr(recipe, "trainable", ".*")
+    optimizer = optim.build(config.optim, params, train.steps, trainable)
+    create = functools.partial(TrainState.create, optimizer=optimizer)
+    abstract = jax.eval_shape(create, params)
+    self.shardings = sharding.param_shardings(abstract, mesh)
+    self.abstract = jax.tree.map(
+      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, self.shardings
+    )
+    step = functools.partial(
+      train_step,
+      loss=recipe.loss,
+      optimizer=optimizer,
+      seed=int(config.seed),
+      accumulate=train.accumulate,
+    )
+    self.step_fn = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+    self.data = recipe.dataset(jax.process_index(), jax.process_count())
+    self.checkpoints = checkpoint.Checkpoints(workdir, train.keep)
+    if (restored := self.checkpoints.restore(self.abstract)) is not None:
+      self.step, self.state, position = restored
+      self.data.set_state(position)
+      print(f"Resuming {workdir} after step {self.step}.", file=sys.stderr)
+    else:
+      self.step, self.state = 0, self._first_state(create, bool(config.get("init_from")))
+    self.saved = self.step
+    self.exported = -1
+    self.rolled_back = False
+    self.last: dict[str, float] = {}
+    self.report = metrics.Metrics(
+      workdir, self.step, train.steps, train.batch_size, train.log_every
+    )
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{count / 1e6:.2f} M parameters on {describe(mesh)}.", file=sys.stderr)
+
+  def _first_state(self, create: Any, from_files: bool) -> TrainState:
+    if from_files:  # weights that are read are data, not a program to compile
+      params = jax.device_put(self.recipe.init(self.key), self.shardings.params)
+      return jax.jit(create, out_shardings=self.shardings)(params)
+    # Born sharded: no device ever holds a whole copy.
+    init = jax.jit(lambda key: create(self.recipe.init(key)), out_shardings=self.shardings)
+    return init(self.key)
+
+  def until_done(self, stop: Mapping[str, str]) -> dict[str, Any]:
+    every = self.train.preview_every
+    while self.step < self.train.steps and not stop:
+      self.advance()
+      done = self.step >= self.train.steps
+      if done or stop or self.step % self.train.checkpoint_every == 0:
+        self.save(final=done or bool(stop))
+      if every and self.step % every == 0 and hasattr(self.recipe, "preview"):
+        videos = self.recipe.preview(self.state.ema, self.key)
+        self.report.videos(self.step, videos, self.workdir / "previews")
+    self.checkpoints.wait()
+    if not stop:
+      self.export()
+    return {
+      "workdir": str(self.workdir),
+      "step": self.step,
+      "loss": self.last.get("loss"),
+      "skipped": int(self.state.skipped),
+      "compilations": metrics.compilations(),
+      "stopped": stop.get("signal"),
+    }
+
+  def advance(self) -> None:
+    """Starts the next step, then looks at the numbers of the one before."""
+    start = time.perf_counter()
+    try:
+      batch = next(self.data)
+    except StopIteration:
+      raise UserError(
+        f"The data ended after step {self.step} of {self.train.steps}; "
+        "it must repeat, and hold at least one batch."
+      ) from None
+    self.report.waited(time.perf_counter() - start)
+    ids = [str(i) for i in batch.get("id", ())]
+    with jax.transfer_guard("disallow"):
+      arrays = to_devices(numeric(batch), self.mesh)
+      self.state, values = self.step_fn(self.state, arrays)
+    self.step += 1
+    self.guard(self.report.step(self.step, values, ids))
+
+  def guard(self, values: dict[str, float]) -> None:
+    """Goes back to the last checkpoint, but on with the data, after too many bad steps."""
+    self.last = values or self.last
+    if values.get("bad_streak", 0) < self.train.max_bad_steps:
+      return
+    bad = f"{self.train.max_bad_steps} steps in a row had a loss or gradient that is not finite"
+    advice = "lower optim.lr, or look at the samples named in metrics.jsonl."
+    restored = None if self.rolled_back else self.checkpoints.restore(self.abstract)
+    if restored is None:
+      when = "again after going back to a checkpoint" if self.rolled_back else "with no checkpoint"
+      raise UserError(f"Training stopped at step {self.step}: {bad}, {when}; {advice}")
+    self.report.discard()
+    self.report.event(self.step, "rolled back", to=restored[0])
+    self.step, self.state, _ = restored
+    self.rolled_back = True
+
+  def save(self, final: bool = False) -> None:
+    """Saves state and data position, unless the last batch was bad; a final save always."""
+    self.guard(self.report.flush())
+    if self.step == self.saved or (self.last.get("bad_streak") and not final):
+      return
+    self.checkpoints.save(self.step, self.state, self.data.get_state())
+    self.saved, self.rolled_back = self.step, False
+    self.export()
+
+  def export(self) -> None:
+    if hasattr(self.recipe, "export") and self.exported != self.step:
+      self.recipe.export(self.state.ema, self.workdir)
+      self.exported = self.step
+
+  def close(self) -> None:
+    with contextlib.ExitStack() as stack:  # the last first, and each whatever the others raise
+      stack.callback(self.checkpoints.close)
+      if hasattr(self.data, "close"):
+        stack.callback(self.data.close)
+      stack.callback(self.report.close)
+
+
+def build_recipe(config: ConfigDict) -> Recipe:
+  """The recipe `config.recipe` names, built from the config."""
+  name = f"sora_jax.train.{config.recipe}"
+  try:
+    module = importlib.import_module(name)
+  except ModuleNotFoundError as e:
+    if e.name != name:
+      raise
+    raise UserError(f"There is no recipe {config.recipe!r}; there are vae and t2v.") from None
+  return module.build(config)
+
+
+def choose_mesh(train: TrainConfig) -> Mesh:
+  """The mesh of the config, or all devices the (micro-)batch can be divided over.
+
+  Raises:
+    UserError: a number is below 1, or the batch cannot be cut into `accumulate` parts, or not
+      divided over the mesh.
+  """
+  for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+    if getattr(train, name) < 1:
+      raise UserError(f"train.{name}={getattr(train, name)} must be at least 1.")
+  rows, rest = divmod(train.batch_size, train.accumulate)
+  if rest:
+    raise UserError(
+      f"train.batch_size={train.batch_size} is no multiple of train.accumulate={train.accumulate}."
+    )
+  if train.mesh is None:
+    count = max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)
+    if count < jax.device_count():
+      print(
+        f"{rows} samples are divided over {count} of {jax.device_count()} devices; "
+        f"make them a multiple of {jax.device_count()} to use all.",
+        file=sys.stderr,
+      )
+    return sharding.make_mesh({"data": count})
+  mesh = sharding.make_mesh(train.mesh)
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  if rows % ways:
+    near = max(1, round(rows / ways)) * ways * train.accumulate
+    raise UserError(
+      f"{rows} samples at a time (train.batch_size / train.accumulate) cannot be divided over "
+      f"{ways} devices (data x fsdp); the nearest batch size that can be is {near}."
+    )
+  return mesh
+
+
+def numeric(batch: Mapping[str, Any]) -> dict[str, Any]:
+  """`batch` without what cannot go to a device: strings, objects."""
+  kept: dict[str, Any] = {}
+  for key, value in batch.items():
+    if isinstance(value, Mapping):
+      kept[key] = numeric(value)
+    elif (array := np.asarray(value)).dtype.kind not in "OSU":
+      kept[key] = array
+  return kept
+
+
+def to_devices(batch: Any, mesh: Mesh) -> Any:
+  """This process' rows of a batch as global arrays, split over the mesh along their first axis."""
+  place = functools.partial(
+    jax.make_array_from_process_local_data, sharding.batch_sharding(mesh)
+  )
+  return jax.tree.map(place, batch)
+
+
+def describe(mesh: Mesh) -> str:
+  sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+  return f"{mesh.size} device(s){' (' + sizes + ')' if sizes else ''}"
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[dict[str, str]]:
+  """A dict that SIGTERM or Ctrl-C fills with {"signal": name}; a second Ctrl-C interrupts."""
+  stop: dict[str, str] = {}
+  if threading.current_thread() is not threading.main_thread():
+    yield stop
+    return
+
+  def ask(number: int, frame: Any) -> None:
+    if stop and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    stop["signal"] = signal.Signals(number).name
+    print("\nStopping after this step; saving a checkpoint.", file=sys.stderr)
+
+  previous = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield stop
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)

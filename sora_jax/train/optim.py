@@ -1,0 +1,207 @@
+"""From an `optim` section of a config to an optimiser.
+
+Three groups of parameters are told apart by their paths:
+
+  frozen   does not match the recipe's `trainable`: no gradient, no update, no moments
+  muon     matrices inside the network (name="muon"): orthogonalised momentum,
+           https://kellerjordan.github.io/posts/muon, scaled as in arXiv:2502.16982 so that
+           AdamW's learning rate and weight decay carry over
+  adamw    everything else: embeddings, norms, biases, modulation tables, first and last layers
+
+A frozen leaf is `None` in the trees the optimiser sees (an empty subtree to JAX).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sora_jax.config import build as build_from_section
+from sora_jax.errors import UserError
+from sora_jax.parallel.sharding import path_string
+from sora_jax.typing import Params
+
+SCHEDULES = ("constant", "cosine", "linear")
+MUON_RMS = 0.2  # the update's RMS that AdamW has in practice (arXiv:2502.16982, section 2.2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+  """The `optim` section.
+
+  Attributes:
+    name: "adamw" or "muon".
+    lr: peak learning rate.
+    warmup: updates of linear warm-up from 0.
+    schedule: after the warm-up "constant", "cosine" or "linear" decay, to `final * lr` at the end.
+    clip: global gradient norm above which gradients are scaled down; 0 = never.
+    decay: weight decay, multiplied by the learning rate; kernels only, see `decay_exclude`.
+    decay_exclude: regex of paths without weight decay. Vectors never have it.
+    ema_decay: decay of the averaged weights, with warm-up; 0 = the average is the weights.
+    lr_multipliers: pairs (regex, factor); the first that matches a path scales its updates.
+    muon_exclude: regex of matrices that AdamW updates all the same.
+  """
+
+  name: str = "adamw"
+  lr: float = 3e-4
+  warmup: int = 100
+  schedule: str = "cosine"
+  final: float = 0.0
+  b1: float = 0.9
+  b2: float = 0.99
+  eps: float = 1e-8
+  clip: float = 1.0
+  decay: float = 0.0
+  decay_exclude: str = r"embed|modulation|table|norm|bias|scale"
+  ema_decay: float = 0.999
+  lr_multipliers: tuple[tuple[str, float], ...] = ()
+  muon_exclude: str = r"embed|modulation|table|norm|patch|head|time|cond"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An optax transformation over the trainable part of a parameter tree."""
+
+  config: OptimConfig
+  transform: optax.GradientTransformation
+  schedule: optax.Schedule
+  trainable: str
+
+  def split(self, params: Params) -> tuple[Params, Params]:
+    """(trainable, frozen): two trees of `params`' structure with `None` for the others' leaves."""
+    mask = path_mask(params, self.trainable)
+    trainable = jax.tree.map(lambda m, p: p if m else None, mask, params)
+    frozen = jax.tree.map(lambda m, p: None if m else p, mask, params)
+    return trainable, frozen
+
+  def ema(self, ema: Params, params: Params, updates: jax.Array) -> Params:
+    """One step of the average; its decay is min(ema_decay, (1 + updates) / (10 + updates))."""
+    decay = jnp.minimum(self.config.ema_decay, (1.0 + updates) / (10.0 + updates))
+
+    def average(trained: bool, e: jax.Array, p: jax.Array) -> jax.Array:
+      return (e + (1.0 - decay) * (p - e)).astype(e.dtype) if trained else e
+
+    return jax.tree.map(average, path_mask(params, self.trainable), ema, params)
+
+
+def merge(trainable: Params, frozen: Params) -> Params:
+  """The inverse of `Optimizer.split`."""
+  return jax.tree.map(lambda t, f: f if t is None else t, trainable, frozen, is_leaf=_is_none)
+
+
+def build(section: Any, params: Params, steps: int, trainable: str = ".*") -> Optimizer:
+  """The optimiser for `params` (arrays or shapes) over `steps` updates.
+
+  Raises:
+    UserError: an unknown key, name or schedule, or a pattern that no parameter matches.
+  """
+  config = build_from_section(OptimConfig, section)
+  if config.name not in ("adamw", "muon"):
+    raise UserError(f"optim.name={config.name!r} is unknown; choose adamw or muon.")
+  mask = path_mask(params, trainable)
+  if not any(jax.tree.leaves(mask)):
+    raise UserError(f"No parameter's path matches trainable={trainable!r}; nothing would be trained.")
+  tree = jax.tree.map(lambda m, p: p if m else None, mask, params)
+  for pattern, _ in config.lr_multipliers:
+    if not any(jax.tree.leaves(path_mask(params, pattern))):
+      raise UserError(f"No parameter's path matches {pattern!r} in optim.lr_multipliers.")
+  schedule = make_schedule(config, steps)
+  parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+  parts.append(_muon(config, schedule) if config.name == "muon" else _adamw(config, schedule))
+  if config.lr_multipliers:
+    parts.append(_scale_by_path(_multipliers(tree, config)))
+  return Optimizer(config, optax.chain(*parts), schedule, trainable)
+
+
+def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+  """Updates done so far -> learning rate."""
+  if config.schedule not in SCHEDULES:
+    known = ", ".join(SCHEDULES)
+    raise UserError(f"optim.schedule={config.schedule!r} is unknown; choose one of {known}.")
+  rest = max(1, steps - config.warmup)
+  after = {
+    "constant": optax.constant_schedule(config.lr),
+    "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.final),
+    "linear": optax.linear_schedule(config.lr, config.final * config.lr, rest),
+  }[config.schedule]
+  if not config.warmup:
+    return after
+
+  def warm(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    return config.lr * (count + 1) / config.warmup  # the first update already moves
+
+  return optax.join_schedules([warm, after], [config.warmup])
+
+
+def path_mask(tree: Any, pattern: str) -> Any:
+  """True for each leaf whose path contains `pattern`."""
+  matches = re.compile(pattern).search
+  return jax.tree_util.tree_map_with_path(lambda p, _: bool(matches(path_string(p))), tree)
+
+
+def decay_mask(tree: Any, exclude: str) -> Any:
+  """True for each leaf that is decayed: no vector, and not excluded by its path."""
+  excluded = path_mask(tree, exclude)
+  return jax.tree.map(lambda m, leaf: not m and leaf.ndim > 1, excluded, tree)
+
+
+def muon_dimensions(tree: Any, exclude: str) -> Any:
+  """`MuonDimensionNumbers` for each matrix Muon updates, None for the rest.
+
+  Kernels are `(in, out)`, or `(layers, in, out)` under `blocks`, where `nn.scan` stacks them: each
+  layer is orthogonalised on its own. (optax alone would hand everything stacked to Adam.)
+  """
+  excluded = re.compile(exclude).search
+
+  def dimensions(path: tuple[Any, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+    name = path_string(path)
+    stacked = leaf.ndim == 3 and re.search(r"(^|/)\w*blocks(/|$)", name)
+    if not name.endswith("kernel") or excluded(name) or not (leaf.ndim == 2 or stacked):
+      return None
+    return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+  return jax.tree_util.tree_map_with_path(dimensions, tree)
+
+
+def _adamw(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+  return optax.adamw(
+    schedule,
+    config.b1,
+    config.b2,
+    config.eps,
+    weight_decay=config.decay,
+    mask=lambda tree: decay_mask(tree, config.decay_exclude),
+  )
+
+
+def _muon(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+  return optax.contrib.muon(
+    schedule,
+    eps=config.eps,
+    weight_decay=config.decay,
+    adam_b1=config.b1,
+    adam_b2=config.b2,
+    muon_weight_dimension_numbers=lambda tree: muon_dimensions(tree, config.muon_exclude),
+    consistent_rms=MUON_RMS,
+  )
+
+
+def _multipliers(tree: Params, config: OptimConfig) -> Params:
+  def factor(path: tuple[Any, ...], _: Any) -> float:
+    name = path_string(path)
+    return next((f for pattern, f in config.lr_multipliers if re.search(pattern, name)), 1.0)
+
+  return jax.tree_util.tree_map_with_path(factor, tree)
+
+
+def _scale_by_path(factors: Params) -> optax.GradientTransformation:
+  return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
+
+
+def _is_none(x: Any) -> bool:
+  return x is None

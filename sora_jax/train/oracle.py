@@ -1,0 +1,229 @@
+"""Recipe: the oracle of `sora_jax.evals.adherence`.
+
+Cross-entropy on the labels of rendered worlds, under damage drawn anew at each visit: about a
+quarter of the clips stay clean, half are slightly damaged and keep their labels, and the rest are
+made invalid. Clips are rendered once, into `config.data.cache`, from all combinations of colour,
+shape and motion: a judge must not share the blind spots of what it judges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from sora_jax import config as config_lib
+from sora_jax import worlds
+from sora_jax.evals import degrade
+from sora_jax.evals.adherence import ATTRIBUTES, FRAMES, SIZE, SLOTS, Oracle
+from sora_jax.interop import native
+from sora_jax.typing import Array, Params, PRNGKey, Scalar
+
+_IGNORE = -1
+# Each outcome's share of the training clips; the controls share what is left.
+_CLEAN, _MILD = 0.22, 0.45
+_MIRROR = np.array(
+  [VOCAB.index(worlds.mirror_motion(name)) for VOCAB in (ATTRIBUTES["motion"],) for name in VOCAB]
+)
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Clips:
+  """Rendered worlds in memory-mapped arrays, with the labels of their main object.
+
+  Attributes:
+    video: uint8 n 17 64 64 3.
+    masks: bool n 17 64 64, packed along the last axis: where the main object is seen.
+    labels: int n 4, in the order of ATTRIBUTES.
+    visible: float n 17, the visible part of the main object.
+  """
+
+  video: np.ndarray
+  masks: np.ndarray
+  labels: np.ndarray
+  visible: np.ndarray
+
+  @classmethod
+  def open(cls, folder: Path, count: int, seed: int) -> Clips:
+    """Reads `folder`, rendering it first if it is not there or was made differently."""
+    asked = {"count": count, "seed": seed}
+    info = folder / "info.json"
+    if not info.is_file() or json.loads(info.read_text()) != asked:
+      _render(folder, count, seed)
+      info.write_text(json.dumps(asked))
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def mask(self, index: int) -> np.ndarray:
+    return np.unpackbits(self.masks[index], axis=-1).astype(bool)
+
+
+def world(index: int, seed: int) -> tuple[worlds.Spec, Any]:
+  """World `index` of the oracle's data: every second one of a scene in turn, a quarter held out."""
+  scenes = worlds.VOCABULARY.scenes
+  rng = np.random.default_rng([seed, index, 9])
+  spec = worlds.sample_spec(
+    rng,
+    scene=scenes[index // 2 % len(scenes)] if index % 2 else None,
+    split="heldout" if index % 4 > 1 and index % 8 < 4 else "train",
+  )
+  return spec, worlds.render(spec, FRAMES, SIZE, SIZE, truth=True)
+
+
+def facts(spec: worlds.Spec, truth: dict[str, Any]) -> tuple[np.ndarray, list[int], np.ndarray]:
+  """Mask of the main object (all blocks of a tower), its labels, and its visibility."""
+  own = [10 + i for i, thing in enumerate(spec.things) if thing.role in ("main", "block")]
+  masks = np.isin(truth["segmentation"], own)
+  labels = [classes.index(spec.labels[name]) for name, classes in ATTRIBUTES.items()]
+  return masks, labels, truth["visibility"][:, [i - 10 for i in own]].max(-1)
+
+
+def _render(folder: Path, count: int, seed: int) -> None:
+  temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+  temporary.mkdir(parents=True)
+
+  def array(name: str, dtype: Any, *shape: int) -> np.ndarray:
+    return np.lib.format.open_memmap(
+      temporary / f"{name}.npy", mode="w+", dtype=dtype, shape=(count, *shape)
+    )
+
+  video = array("video", np.uint8, FRAMES, SIZE, SIZE, 3)
+  masks = array("masks", np.uint8, FRAMES, SIZE, SIZE // 8)
+  labels = array("labels", np.int8, len(ATTRIBUTES))
+  visible = array("visible", np.float32, FRAMES)
+  for index in range(count):
+    spec, clip = world(index, seed)
+    mask, labels[index], visible[index] = facts(spec, clip.truth)
+    video[index], masks[index] = clip.video, np.packbits(mask, axis=-1)
+    if index % 500 == 499:
+      print(f"rendered {index + 1} of {count} clips for the oracle", file=sys.stderr)
+  for part in (video, masks, labels, visible):
+    part.flush()
+  shutil.rmtree(folder, ignore_errors=True)
+  os.replace(temporary, folder)
+
+
+@dataclass(frozen=True)
+class Example:
+  """Index and generator -> one training example, damaged by chance."""
+
+  clips: Clips
+
+  def __call__(self, index: int, rng: np.random.Generator) -> Sample:
+    video, mask = self.clips.video[index], self.clips.mask(index)
+    labels = self.clips.labels[index].astype(np.int32)
+    chance, valid = rng.random(), True
+    if chance >= _CLEAN + _MILD:
+      other = self.clips.video[rng.integers(len(self.clips))]
+      moves = np.ptp(video.astype(np.int16), axis=0).max() > 40
+      name = str(rng.choice([k for k in degrade.CONTROLS if moves or k not in degrade.NEED_MOTION]))
+      if name == "doubled" and (mask.sum((1, 2)) > 20).sum() < 10:
+        name = "ghosted"
+      if name == "doubled":
+        video, valid = degrade.doubled(video, mask, rng), False
+      else:
+        video, valid = degrade.CONTROLS[name](video, mask, other, rng), False
+    if chance >= _CLEAN and (valid or rng.random() < 0.3):
+      video = degrade.mild(video, rng)
+    if rng.random() < 0.5:
+      video, mask = video[:, :, ::-1], mask[:, :, ::-1]
+      labels[2] = _MIRROR[labels[2]]
+    colour, shape = self._slots(labels, mask, self.clips.visible[index])
+    heat = np.concatenate([mask[:1], mask]).reshape(SLOTS, 2, 8, 8, 8, 8).mean((1, 3, 5))
+    heat = heat.reshape(SLOTS, 64)
+    heat /= np.maximum(heat.sum(-1, keepdims=True), 1e-6)
+    return {
+      "video": np.ascontiguousarray(video),
+      "labels": labels if valid else np.full_like(labels, _IGNORE),
+      "slot_colour": colour if valid else np.full_like(colour, _IGNORE),
+      "slot_shape": shape if valid else np.full_like(shape, _IGNORE),
+      "heat": heat.astype(np.float32) * valid,
+      "valid": np.float32(valid),
+      "id": f"oracle-{index}",
+    }
+
+  def _slots(
+    self, labels: np.ndarray, mask: np.ndarray, visible: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Labels per slot: the object's where it is well seen, "absent" where it is not seen at all."""
+    pixels = mask.sum((1, 2))
+    pairs = lambda x: np.concatenate([x[:1], x]).reshape(SLOTS, 2)  # noqa: E731
+    seen = pairs((pixels >= 12) & (visible >= 0.35)).all(-1)
+    gone = pairs(pixels < 2).all(-1)
+    out = []
+    for name, label in (("colour", labels[0]), ("shape", labels[1])):
+      absent = len(ATTRIBUTES[name])
+      out.append(np.where(seen, label, np.where(gone, absent, _IGNORE)).astype(np.int32))
+    return out[0], out[1]
+
+
+@dataclass(frozen=True)
+class OracleRecipe:
+  """See the module's docstring."""
+
+  config: ConfigDict
+  oracle: Oracle
+  trainable: str = ".*"
+
+  def init(self, key: PRNGKey) -> Params:
+    if self.config.init_from:
+      return native.read_component(Path(self.config.init_from), "oracle")
+    return self.oracle.init(key, jnp.zeros((1, FRAMES, SIZE, SIZE, 3)))["params"]
+
+  def loss(
+    self, params: Params, batch: Any, key: PRNGKey, step: Array
+  ) -> tuple[Scalar, dict[str, Scalar]]:
+    out = self.oracle.apply({"params": params}, batch["video"].astype(jnp.float32) / 127.5 - 1)
+    terms = {"valid": jnp.mean(optax.sigmoid_binary_cross_entropy(out["valid"], batch["valid"]))}
+    terms["heat"] = -jnp.mean(jnp.sum(batch["heat"] * jax.nn.log_softmax(out["heat"]), axis=-1))
+    right = {"valid_right": jnp.mean((out["valid"] > 0) == (batch["valid"] > 0.5))}
+    for index, name in enumerate(ATTRIBUTES):
+      terms[name], right[f"{name}_right"] = _read(out[name], batch["labels"][:, index])
+    for name in ("slot_colour", "slot_shape"):
+      terms[name], right[f"{name}_right"] = _read(out[name], batch[name])
+    return sum(terms.values(), jnp.zeros(())), {**terms, **right}
+
+  def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
+    data = self.config.data
+    clips = Clips.open(Path(data.cache), data.count, data.seed)
+    dataset = grain.MapDataset.range(len(clips)).seed(self.config.seed).shuffle()
+    dataset = dataset[process_index::process_count].repeat().random_map(Example(clips))
+    batch = self.config.train.batch_size // process_count
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch)
+    return iter(dataset.to_iter_dataset(options).batch(batch, drop_remainder=True))
+
+  def export(self, params: Params, workdir: Path) -> None:
+    """Writes what `adherence.Judge` reads."""
+    made = {"model": self.config.model.to_dict(), "made_with": self.config.to_dict()}
+    native.save(workdir / "export", {"oracle": params}, made, dtype=np.float16)
+
+
+def _read(logits: Array, labels: Array) -> tuple[Scalar, Scalar]:
+  """Mean cross-entropy and share of right answers over the labels that count."""
+  counts = labels != _IGNORE
+  total = jnp.maximum(counts.sum(), 1)
+  entropy = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+  right = jnp.argmax(logits, -1) == labels
+  return jnp.sum(entropy * counts) / total, jnp.sum(right & counts) / total
+
+
+def build(config: ConfigDict) -> OracleRecipe:
+  """The recipe of a config."""
+  return OracleRecipe(config, config_lib.build(Oracle, config.model))

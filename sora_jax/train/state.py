@@ -1,0 +1,56 @@
+"""Everything a training run is: one pytree, saved whole and restored whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sora_jax.train.optim import Optimizer
+from sora_jax.typing import Array, Int, Params
+
+
+class TrainState(struct.PyTreeNode):
+  """The state between two steps.
+
+  A step consumes one whole batch, its micro-batches accumulated inside, so no state exists in the
+  middle of an accumulation and a checkpoint never holds one. Random numbers come from
+  `fold_in(key(seed), step)`: there is no key to save.
+
+  Attributes:
+    step: batches consumed, the skipped ones included.
+    params: the weights.
+    ema: their running average, of the same structure.
+    opt_state: the optimiser's moments, of the trainable weights only.
+    skipped: batches whose loss or gradient was not finite; they changed nothing above.
+    bad_streak: how many of the last batches in a row were skipped.
+  """
+
+  # Not typed as arrays: the same tree also holds their shapes and their shardings.
+  step: Any
+  params: Any
+  ema: Any
+  opt_state: Any
+  skipped: Any
+  bad_streak: Any
+
+  @property
+  def updates(self) -> Int[Array, ""]:
+    """Updates applied so far: what schedules and the EMA's warm-up count."""
+    return self.step - self.skipped
+
+  @classmethod
+  def create(cls, params: Params, optimizer: Optimizer) -> TrainState:
+    """The state before the first step."""
+    trainable, _ = optimizer.split(params)
+    return cls(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      # A copy, not the same buffers: the step donates both.
+      ema=jax.tree.map(jnp.copy, params),
+      opt_state=optimizer.transform.init(trainable),
+      skipped=jnp.zeros((), jnp.int32),
+      bad_streak=jnp.zeros((), jnp.int32),
+    )

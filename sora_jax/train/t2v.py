@@ -1,0 +1,187 @@
+"""Recipe: text to video. Flow matching on packed sequences of latent patches.
+
+Parameters: `dit`, the transformer, and `text`, the encoder trained with it over a frozen table of
+word pieces. Every batch draws from the mixture of conditions of `diffusion.conditioning`, so the
+model learns all tasks at once; images are videos of one frame.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from sora_jax import config as config_lib
+from sora_jax.data import encode
+from sora_jax.data.packing import Packer
+from sora_jax.data.records import RecordSource
+from sora_jax.diffusion import conditioning
+from sora_jax.diffusion.loss import flow_matching
+from sora_jax.diffusion.time import LevelSampler
+from sora_jax.errors import UserError
+from sora_jax.generate.model import SAMPLING, VideoModel, read_prompts
+from sora_jax.interop import minilm, native
+from sora_jax.models.dit import DiT
+from sora_jax.models.text import Prompts, TextEncoder, words
+from sora_jax.models.tokens import Tokens
+from sora_jax.models.vae import VideoVAE
+from sora_jax.typing import Array, Params, PRNGKey, Scalar
+
+
+@dataclass(frozen=True)
+class T2VRecipe:
+  """See the module's docstring."""
+
+  config: ConfigDict
+  dit: DiT
+  text: TextEncoder
+  prompts: Prompts
+  tokenizer: Path
+  packer: Packer
+  trainable: str = "^(?!text/pieces$)"
+
+  def init(self, key: PRNGKey) -> Params:
+    """Fresh weights over the pretrained word pieces, or those of `config.init_from`."""
+    keys = jax.random.split(key)
+    pieces = jnp.zeros((1, self.prompts.length), jnp.int32)
+    params = {
+      "dit": self.dit.init(keys[0], blank_tokens(self.dit))["params"],
+      "text": self.text.init(keys[1], pieces)["params"],
+    }
+    if self.config.init_from:
+      return native.load_params(self.config.init_from, "transformer", params)
+    params["text"]["pieces"] = jnp.asarray(minilm.shipped()[1])
+    return params
+
+  def loss(
+    self, params: Params, batch: Any, key: PRNGKey, step: Array
+  ) -> tuple[Scalar, dict[str, Scalar]]:
+    tokens = read_prompts(self.text, params["text"], batch)
+    model = lambda tokens: self.dit.apply({"params": params["dit"]}, tokens)  # noqa: E731
+    return flow_matching(model, tokens, key)
+
+  @functools.cached_property
+  def cache(self) -> RecordSource:
+    """The encoded clips; encoding them the first time."""
+    data = self.config.data
+    vae, params = load_vae(self.config.vae)
+    return encode.cache(
+      Path(data.cache), vae, params, data.sources, clips=data.clips, frames=data.frames,
+      size=tuple(data.size), fps=data.fps, seed=self.config.seed,
+    )  # fmt: skip
+
+  def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
+    data = self.config.data
+    draw = functools.partial(
+      _draw,
+      patch=self.dit.patch,
+      mixture=config_lib.build(conditioning.Mixture, self.config.mixture),
+      levels=config_lib.build(LevelSampler, self.config.levels),
+      cond_features=self.dit.cond_features,
+    )
+    clips = grain.MapDataset.source(self.cache).seed(self.config.seed).shuffle()
+    clips = clips[process_index::process_count].repeat().random_map(draw)
+    pack = functools.partial(_pack, packer=self.packer, prompts=self.prompts)
+    batch = data.samples // process_count
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch)
+    return iter(clips.to_iter_dataset(options).batch(batch, batch_fn=pack))
+
+  def preview(self, params: Params, key: PRNGKey) -> dict[str, np.ndarray]:
+    """Samples of the config's prompts, side by side."""
+    vae, vae_params = load_vae(self.config.vae)
+    model = VideoModel(
+      vae=vae, dit=self.dit, text=self.text, prompts=self.prompts,
+      params={"vae": vae_params, **params}, config=self.description(),
+    )  # fmt: skip
+    prompts = list(self.config.preview)
+    videos = model.sample(prompts, seed=0, frames=self.config.data.frames)
+    return {"samples": np.concatenate(list(videos), axis=2)}
+
+  def description(self) -> dict[str, Any]:
+    """The config.json of an exported checkpoint."""
+    data = self.config.data
+    return {
+      "vae": native.read_config(native.find(self.config.vae))["vae"],
+      "transformer": self.config.model.to_dict(),
+      "text": self.config.text.to_dict() | {"vocabulary": self.text.vocabulary},
+      "known_words": sorted(self.prompts.known_words),
+      "sampling": SAMPLING | dict(frames=data.frames, size=list(data.size), fps=data.fps),
+      "training": self.config.to_dict(),
+    }
+
+  def export(self, params: Params, workdir: Path) -> None:
+    """Writes a complete checkpoint folder: autoencoder, transformer, text, tokenizer, log."""
+    source = native.find(self.config.vae)
+    components = {
+      "vae": native.read_component(source, "vae"),
+      "transformer": {"dit": params["dit"], "text": params["text"]},
+    }
+    files = {"tokenizer.json": self.tokenizer, "training.jsonl": workdir / "metrics.jsonl"}
+    files = {name: path for name, path in files.items() if path.exists()}
+    native.save(workdir / "export", components, self.description(), files)
+
+
+def _draw(clip: dict[str, Any], rng: np.random.Generator, **settings: Any) -> Any:
+  return clip["id"], conditioning.draw(rng, clip, **settings)
+
+
+def _pack(drawn: Sequence[Any], packer: Packer, prompts: Prompts) -> dict[str, Any]:
+  ids, samples = zip(*drawn, strict=True)
+  return {**packer(samples, prompts), "id": np.array(ids, dtype=object)}
+
+
+def load_vae(name: str) -> tuple[VideoVAE, Params]:
+  """The autoencoder of a checkpoint folder.
+
+  Raises:
+    UserError: the config names none, or it has no statistics of its latents.
+  """
+  if not name:
+    raise UserError("The config names no autoencoder: set config.vae to a checkpoint folder.")
+  folder = native.find(name)
+  vae = config_lib.build(VideoVAE, native.read_config(folder)["vae"])
+  if vae.latent_mean is None:
+    raise UserError(f"The autoencoder of {folder} has no latent statistics: export it again.")
+  return vae, native.read_component(folder, "vae")
+
+
+def blank_tokens(dit: DiT) -> Tokens:
+  """The smallest input of a transformer, for initialisation."""
+  i, f = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1))
+  return Tokens(
+    values=jnp.zeros((1, 1, dit.patch_width)), positions=jnp.zeros((1, 1, 3)), period=f,
+    segments=i, block=i, cond=jnp.zeros((1, 1, dit.cond_features)), cond_index=i,
+    text=jnp.zeros((1, 1, dit.text_width)), text_ids=i, prompt=i,
+  )  # fmt: skip
+
+
+def build(config: ConfigDict) -> T2VRecipe:
+  """The recipe of a config."""
+  tokenizer, table = minilm.shipped()
+  text = config_lib.build(
+    TextEncoder, config.text, vocabulary=table.shape[0], table_width=table.shape[1]
+  )
+  recipe = T2VRecipe(
+    config=config,
+    dit=config_lib.build(DiT, config.model),
+    text=text,
+    prompts=Prompts.load(tokenizer, text.length),
+    tokenizer=tokenizer,
+    packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size),
+  )
+  known = {word for record in _captions(recipe.cache) for word in words(record)}
+  recipe.prompts.known_words = frozenset(known)
+  return recipe
+
+
+def _captions(cache: RecordSource) -> Iterator[str]:
+  for i in range(len(cache)):
+    yield from cache[i]["captions"]

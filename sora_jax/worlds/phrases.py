@@ -1,0 +1,180 @@
+"""The wordings captions are made of, each table split into training and held-out ones."""
+
+from __future__ import annotations
+
+from sora_jax.worlds.vocabulary import motion_family
+
+Choices = dict[str, tuple[str, ...]]
+
+
+def _table(train: str, heldout: str) -> Choices:
+  """Alternatives separated by "|"; none may stand on both sides."""
+  split = {"train": tuple(train.split("|")), "heldout": tuple(heldout.split("|"))}
+  if set(split["train"]) & set(split["heldout"]):
+    raise ValueError(f"a held-out wording is trained on: {split}")
+  return split
+
+
+def undirected(motion: str) -> str:
+  """The key of EVENTS: directions are filled in, except for depth, which has its own words."""
+  return motion if motion in ("toward", "away", "rest", "control") else motion_family(motion)
+
+
+SHAPES: dict[str, Choices] = {
+  "ball": _table("sphere", "orb|round ball"),
+  "cube": _table("box", "block|square box"),
+  "cylinder": _table("drum", "cylindrical can|round column"),
+  "cone": _table("pointed cone", "cone shape"),
+  "capsule": _table("pill", "pill shape|rounded capsule"),
+}
+SIZES: dict[str, Choices] = {
+  "small": _table("small|little", "tiny"),
+  "large": _table("large|big", "huge"),
+}
+NUMBERS: dict[int, Choices] = {
+  3: _table("three", "3"),
+  4: _table("four", "4"),
+}
+COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+TOWERS = _table("a stack|a tower", "a pile|a tall stack")
+ROLLS = _table("rolls|rolls|moves", "travels")
+SLIDES = _table("slides|slides|moves", "glides|travels")
+
+EVENTS: dict[str, Choices] = {
+  "across": _table(
+    "{main} {goes} to the {side}|{main} {goes} from {other} to {side}|"
+    "{main} {goes} {side}|{main} {goes} across the floor to the {side}|"
+    "{main} {goes} from the {other} to the {side}",
+    "{main} {goes} off toward the {side}|{main} crosses the scene from {other} to {side}|"
+    "going {side}: {main}|{main} heads to the {side} side",
+  ),
+  "toward": _table(
+    "{main} {goes} toward the camera|{main} {goes} towards us|{main} {goes} toward the viewer|"
+    "{main} comes closer to the camera",
+    "{main} approaches the camera|{main} {goes} from the back to the front|"
+    "{main} is coming at us",
+  ),
+  "away": _table(
+    "{main} {goes} away from the camera|{main} {goes} away from us|"
+    "{main} {goes} away into the distance|{main} {goes} off to the back",
+    "{main} leaves the viewer and goes into the distance|"
+    "{main} {goes} from the front to the back|{main} goes further and further away",
+  ),
+  "falls": _table(
+    "{main} falls to the floor|{main} falls down and stays there|{main} drops to the ground|"
+    "{main} falls from above and lands|{main} drops from above onto the floor",
+    "{main} drops down from the sky|{main} is falling until it hits the ground|"
+    "from above, {main} falls down",
+  ),
+  "bounces": _table(
+    "{main} bounces up and down|{main} bounces on the floor|{main} is bouncing|"
+    "{main} drops and bounces back up",
+    "{main} hops up and down on the ground|{main} keeps bouncing|"
+    "{main} jumps up and down",
+  ),
+  "passes": _table(
+    "{main} {goes} behind the wall and comes out on the {side}|"
+    "{main} {goes} behind a wall and reappears on the {side}|"
+    "{main} passes behind the wall to the {side}|"
+    "{main} disappears behind the wall and comes out on the {side}|"
+    "{main} {goes} {side} and passes behind a wall",
+    "{main} goes in behind the wall on the {other} and shows up again on the {side}|"
+    "{main} vanishes behind a wall, then appears on the {side}|"
+    "going {side}, {main} passes behind the wall and comes back into view",
+  ),
+  "hides": _table(
+    "{main} {goes} behind the wall and stays there|{main} hides behind the wall|"
+    "{main} {goes} behind a wall and does not come out|"
+    "{main} disappears behind the wall and stays hidden",
+    "{main} goes behind a wall and remains out of sight|"
+    "{main} vanishes behind the wall and never comes back",
+  ),
+  "control": _table(
+    "{main} rests beside the wall and nothing moves|{main} stays next to a wall|"
+    "{main} stands still beside the wall, nothing comes out|"
+    "{main} does not move, nothing comes out from behind the wall",
+    "{main} sits still by the wall|next to the wall {main} just stays where it is",
+  ),
+  "rest": _table(
+    "{main} stands still|{main} rests on the floor|{main} stays still|"
+    "a still life with {main} in the middle",
+    "{main} sits motionless|{main} just stays where it is",
+  ),
+  "hits": _table(
+    "{main} {goes} {side} and hits {target}|{main} {goes} to the {side} and bumps into {target}|"
+    "{main} {goes} to the {side} and knocks {target} away|"
+    "{main} hits {target} from the {other} and pushes it to the {side}",
+    "{main} collides with {target} while moving {side}|"
+    "going {side}, {main} runs into {target}|{main} strikes {target} to the {side}",
+  ),
+  "pushed": _table(
+    "{main} is pushed to the {side} and stays there|a paddle pushes {main} to the {side}|"
+    "a dark paddle pushes {main} {side} and goes back|"
+    "{main} is pushed {side} by a paddle and stays where it was pushed",
+    "{main} gets shoved to the {side} and remains there|"
+    "a flat paddle shoves {main} from {other} to {side}",
+  ),
+  "topples": _table(
+    "{main} topples over|{main} falls over|{main} collapses|{main} tips over and falls down",
+    "{main} comes tumbling down|{main} tumbles over|{main} crashes to the ground",
+  ),
+  "swings": _table(
+    "{main} swings on a string|{main} swings back and forth|{main} hangs on a string and swings|"
+    "{main} swings left and right like a pendulum",
+    "a pendulum with {main} swings from side to side|{main} is swinging to and fro on a rope",
+  ),
+  "circles": _table(
+    "{main} circles around {target}|{main} orbits {target}|{main} goes around {target}|"
+    "{main} moves in circles around {target}",
+    "{main} travels in a ring around {target}|{main} keeps circling {target}",
+  ),
+}
+EXTRAS = _table(
+  ", with {things} in the scene|, {things} in the background|, next to {things}|, with {things}",
+  ", and there is also {things}|, in the company of {things}",
+)
+FLOOR_NAMES = {
+  "grey": "grey", "white": "white", "dark": "dark", "wooden": "wooden", "checkered": "checkered",
+  "sandy": "sandy", "grassy": "grassy", "tiled": "tiled",
+}  # fmt: skip
+FLOORS = _table(
+  " on a {floor} floor|, on a {floor} floor|, the floor is {floor}",
+  ", over a {floor} surface|, on {floor} ground",
+)
+LIGHTS: dict[str, Choices] = {
+  "day": _table(" in daylight|, by day|, in bright light| on a bright day", " in the daytime"),
+  "dusk": _table(" at dusk|, at sunset|, in evening light", ", as the sun goes down"),
+  "night": _table(" at night|, by night|, in the dark of the night", ", under a night sky"),
+}
+CAMERAS: dict[str, Choices] = {
+  "static": _table(", static camera|, the camera is still", ", the camera does not move"),
+  "pan": _table(
+    ", the camera pans to the {side}|, the camera pans {side}",
+    ", while the camera turns {side}",
+  ),
+  "zoom": _table(
+    ", the camera zooms {way}|, camera zooming {way}",
+    ", with a zoom {way}",
+  ),
+  "orbit": _table(
+    ", the camera circles to the {side}|, the camera orbits around it to the {side}|"
+    ", seen by a camera that moves around to the {side}",
+    ", while the camera goes around to the {side}",
+  ),
+}
+LOOKS: dict[str, Choices] = {
+  "line": _table(
+    "in a line drawing, {text}|{text}, as a line drawing|line drawing: {text}|"
+    "{text}, drawn with ink lines",
+    "{text}, in the style of an ink sketch|{text}, rendered as a line sketch",
+  ),
+  "pixel": _table(
+    "in pixel art, {text}|{text}, in pixel art style|pixel art: {text}|{text}, as pixel art",
+    "{text}, like an old pixel video game|{text}, drawn in big pixels",
+  ),
+  "mono": _table(
+    "a monochrome video in which {text}|{text}, in monochrome|monochrome: {text}|"
+    "{text}, in shades of a single colour",
+    "{text}, in a single tint|a one-colour monochrome picture in which {text}",
+  ),
+}

@@ -1,0 +1,40 @@
+"""The rig: eight fake devices, strict numerics, headless rendering, few skips.
+
+Everything here happens before the first test module imports JAX.
+"""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+import numpy as np
+import pytest
+
+MAX_SKIPS = 3
+CACHE = Path(__file__).parent.parent / ".cache" / "jax-tests"
+
+jax.config.update("jax_num_cpu_devices", 8)
+# Compiling takes most of the suite's time, and most programs are the same from run to run.
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+  """A seeded NumPy generator; tests draw their inputs from it instead of using ones or zeros."""
+  return np.random.default_rng(0)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+  """A suite that skips is a suite that does not test: more than `MAX_SKIPS` is a failure."""
+  reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+  skipped = len(reporter.stats.get("skipped", [])) if reporter else 0
+  if skipped > MAX_SKIPS and session.exitstatus == pytest.ExitCode.OK:
+    reporter.write_line(f"\n{skipped} tests were skipped, at most {MAX_SKIPS} may be", red=True)
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
