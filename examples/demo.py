@@ -6,23 +6,22 @@ python examples/demo.py --out demo
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import sora_jax as sj
 from sora_jax.data import video
+from sora_jax.generate.model import enable_compilation_cache
 
 PROMPTS = {
   "roll": "a red ball rolls to the left",
-  "bounce": "a large yellow ball bounces on a wooden floor",
-  "fall": "a small blue cube falls down",
-  "behind_the_wall": "a green cylinder passes behind the wall and comes out on the right",
-  "collide": "a purple ball hits an orange cube",
-  "swing": "a cyan ball swings from a string at night",
+  "bounce": "a large yellow ball bounces on the floor, on a wooden floor",
+  "fall": "a blue cone falls from above and lands",
+  "behind_the_wall": "a green ball rolls behind the wall and comes out on the right",
+  "collide": "a purple ball rolls to the right and bumps into an orange cube",
+  "swing": "a cyan ball swings on a string, at night",
 }
 
 
@@ -34,15 +33,15 @@ def main() -> None:
   args = parser.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
 
+  enable_compilation_cache()
   start = time.perf_counter()
   model = sj.load(args.checkpoint)
-  fps = model.config["sampling"]["fps"]
-  clips = {}
-  for name, prompt in tqdm(PROMPTS.items(), desc="sampling", unit="video", file=sys.stderr):
-    clips[name] = model.sample(prompt, seed=0)
-    video.write(args.out / f"{name}.mp4", clips[name], fps)
-  video.write(args.out / "demo.gif", np.concatenate(list(clips.values())[:4], axis=2), fps)
-  sheet = video.contact_sheet(list(clips.values()), list(PROMPTS.values()))
+  fps = model.request()["fps"]
+  clips = model.sample(list(PROMPTS.values()), seed=0, progress=True)
+  for name, clip in zip(PROMPTS, clips, strict=True):
+    video.write(args.out / f"{name}.mp4", clip, fps)
+  video.write(args.out / "demo.gif", np.concatenate(clips[:4], axis=2), fps)
+  sheet = video.contact_sheet(list(clips), list(PROMPTS.values()))
   video.write(args.out / "contact_sheet.png", sheet[None], fps)
   print(f"{len(clips)} videos in {time.perf_counter() - start:.0f} s:")
   for path in sorted(args.out.iterdir()):

@@ -123,8 +123,10 @@ for name, sample in (("from words alone", everything), ("from its first frame", 
 
 # %%
 tokens = len(everything.values)
-shift = time.LevelSampler(shift=model.config["sampling"]["shift"]).shift_for(tokens)
-levels = time.schedule(model.config["sampling"]["steps"], shift)
+request = model.request()  # what the checkpoint uses where you say nothing
+levels = time.schedule(
+  request["steps"], time.LevelSampler(shift=request["shift"]).shift_for(tokens)
+)
 noise = sampler.initial_noise(0, np.arange(1), *latents.shape[1:])
 middle = latents.shape[1] // 2
 
@@ -152,9 +154,9 @@ show(np.concatenate([model.sample(prompt, seed=seed) for seed in (1, 2, 3)], axi
 # A size is nothing but the positions of the tokens, so wide and tall videos need no other model.
 
 # %%
-side = model.config["sampling"]["size"][0]
-step = model.vae.space_stride * model.dit.patch[1]
-wide = (side, side + 2 * step)
+height, width = request["size"]
+step = model.vae.space_stride * model.dit.patch[2]
+wide = (height, width + 2 * step)
 show(model.sample(prompt, size=wide, seed=0))
 
 # %% [markdown]
@@ -163,7 +165,11 @@ show(model.sample(prompt, size=wide, seed=0))
 # Words the model was trained without are named in a warning; it can only guess at them.
 
 # %%
-for words in ("a blue cube falls down", "a small green cone at night", "a crimson ball rolls"):
+for words in (
+  "a blue cone falls from above",
+  "a small green cube slides to the right at night",
+  "a crimson ball rolls",
+):
   print(words)
   show(model.sample(words, seed=0))
 

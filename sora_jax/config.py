@@ -13,14 +13,14 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from ml_collections import ConfigDict
 
 from sora_jax.errors import UserError
 
 T = TypeVar("T")
-Section = Mapping[str, Any] | ConfigDict  # a ConfigDict is no Mapping to isinstance
+Section: TypeAlias = Mapping[str, Any] | ConfigDict  # a ConfigDict is no Mapping to isinstance
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -42,12 +42,18 @@ def load(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
   if spec is None or spec.loader is None:
     raise UserError(f"The config {path!r} is not a Python file; its name must end in .py.")
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as e:
+    raise UserError(f"The config {path!r} cannot be run: {type(e).__name__}: {e}.") from e
   if not hasattr(module, "get_config"):
     raise UserError(f"The config {path!r} has no function get_config.")
   if arg and not inspect.signature(module.get_config).parameters:
     raise UserError(f"The config {path!r} takes no argument; leave out {':' + arg!r}.")
-  config = module.get_config(arg) if arg else module.get_config()
+  try:
+    config = module.get_config(arg) if arg else module.get_config()
+  except ValueError as e:
+    raise UserError(f"The config {path!r} does not take {arg!r}: {e}.") from e
   for override in overrides:
     apply_override(config, override)
   return config.lock()
@@ -139,9 +145,8 @@ def _convert(text: str, old: Any) -> Any:
   if isinstance(old, float):
     return float(text)
   if isinstance(old, tuple | list):
-    value = ast.literal_eval(text if text[:1] in "([" else f"({text},)")
-    value = [_element(v, old) for v in value]
-    return type(old)(value)
+    values = ast.literal_eval(text if text[:1] in "([" else f"({text},)")
+    return type(old)(_element(v, old) for v in values)
   if old is None:
     try:
       return ast.literal_eval(text)

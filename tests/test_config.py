@@ -17,7 +17,8 @@ SOURCE = """
 from ml_collections import ConfigDict
 
 def get_config(arg=""):
-  config = ConfigDict({"seed": 0, "optim": {"lr": 1e-3, "name": "adamw"}, "model": {"widths": (64, 96)}})
+  optim = {"lr": 1e-3, "name": "adamw"}
+  config = ConfigDict({"seed": 0, "optim": optim, "model": {"widths": (64, 96)}})
   config.seed = 7 if arg == "smoke" else 0
   return config
 """
@@ -71,6 +72,12 @@ def test_file_mistakes(path, tmp_path):
   empty.write_text("def get_config():\n  return 1\n")
   with pytest.raises(UserError, match="takes no argument"):
     config_lib.load(f"{empty}:smoke")
+  empty.write_text("def get_config(arg):\n  raise ValueError('images or video')\n")
+  with pytest.raises(UserError, match="'moke': images or video"):
+    config_lib.load(f"{empty}:moke")
+  empty.write_text("import no_such_module\n")
+  with pytest.raises(UserError, match="cannot be run: ModuleNotFoundError"):
+    config_lib.load(str(empty))
 
 
 @given(

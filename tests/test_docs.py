@@ -11,6 +11,7 @@ import pytest
 
 from sora_jax import config as config_lib
 from sora_jax.cli.main import make_parser, split_overrides
+from sora_jax.worlds import VOCABULARY
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,6 +52,13 @@ def test_links_lead_somewhere(page):
   for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
     if "://" not in target:
       assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_page_of_words_names_them_all():
+  page = (ROOT / "docs" / "text.md").read_text(encoding="utf-8")
+  for kind in ("colours", "shapes", "floors", "lights"):
+    for word in getattr(VOCABULARY, kind):
+      assert re.search(rf"\b{word}\b", page), f"{kind}: {word}"
 
 
 @pytest.mark.slow

@@ -64,11 +64,9 @@ def imports(path: Path) -> set[str]:
 
 
 def layer(dotted: str) -> int | None:
-  """Index into `LAYERS`; None for the package itself."""
-  parts = dotted.split(".")
-  if len(parts) < 2:
-    return None
-  return next((i for i, names in enumerate(LAYERS) if parts[1] in names), None)
+  """Index into `LAYERS`; None outside of them."""
+  part = (dotted + ".generate").split(".")[1]  # the package itself stands for what it re-exports
+  return next((i for i, names in enumerate(LAYERS) if part in names), None)
 
 
 def within(dotted: str, library: str) -> bool:

@@ -60,11 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
-  except OSError as e:
-    if e.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
-    where = f" with {e.filename}" if e.filename else ""
-    return _fail(f"The disk{where} is full; free some space and try again.", debug)
+  except Exception as e:
+    if sentence := _resource_error(e):
+      return _fail(sentence, debug)
+    raise
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -126,6 +125,16 @@ def _add_common(parser: argparse.ArgumentParser, default: Any) -> None:
   group.add_argument(
     "--debug", action="store_true", default=default, help="show the traceback of an error"
   )
+
+
+def _resource_error(error: Exception) -> str | None:
+  """The sentence for a machine that is too small; None for anything else."""
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    where = f" with {error.filename}" if error.filename else ""
+    return f"The disk{where} is full; free some space and try again."
+  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    return "The memory is full; use a smaller batch, fewer frames or a smaller size."
+  return None
 
 
 def _fail(message: str, debug: bool) -> int:

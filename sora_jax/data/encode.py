@@ -55,8 +55,8 @@ def cache(
   settings = dict(sources=sources, clips=clips, frames=frames, size=size, fps=fps, seed=seed)
   key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
   key.update(repr(vae).encode())
-  for path, leaf in jax.tree.leaves_with_path(params):
-    key.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+  for name, leaf in jax.tree.leaves_with_path(params):
+    key.update(jax.tree_util.keystr(name).encode() + np.asarray(leaf).tobytes())
   path = Path(folder) / key.hexdigest()[:16]
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +78,9 @@ def encode(
     video = to_float(batch["video"])
     latents = _encode(vae, params, video)
     length = min(STRETCHES[number % len(STRETCHES)], video.shape[1])
-    starts = rng.integers(1 if length < video.shape[1] else 0, video.shape[1] - length + 1, len(video))
-    starts = np.where(rng.random(len(video)) < 0.5, video.shape[1] - length, starts)
+    last = video.shape[1] - length
+    starts = rng.integers(min(1, last), last + 1, len(video))
+    starts = np.where(rng.random(len(video)) < 0.5, last, starts)
     pieces = np.stack([clip[s : s + length] for clip, s in zip(video, starts, strict=True)])
     stretches = _encode(vae, params, pieces)
     mask, masked = None, None

@@ -1,4 +1,4 @@
-"""Packs samples of any size into sequences of one length, so that nothing is computed on padding."""
+"""Packs samples of any size into sequences of one length: little is computed on padding."""
 
 from __future__ import annotations
 

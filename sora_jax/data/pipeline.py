@@ -160,8 +160,7 @@ def make(
     transform: called as `transform(sample, rng)` after resizing.
     epochs: how often to go through a single source; None is for ever. A mixture ends never.
     workers: processes that read ahead, started afresh (safe with EGL); 0 reads in this one.
-    threads: threads that read ahead if there are no workers; a source with
-      `thread_safe = False` is read in the calling thread.
+    threads: threads that read ahead if there are no workers; 0 reads when a batch is asked for.
     process_index, process_count: the share of the data this process reads; shares are disjoint.
 
   Raises:
@@ -187,19 +186,24 @@ def make(
   clips = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
   if transform is not None:
     clips = clips.seed(seed + 1000).random_map(_Optional(transform))
-  single = any(not getattr(part, "thread_safe", True) for part, _ in mixture)
-  threads = 0 if workers or single else threads
-  dataset = clips.to_iter_dataset(
-    grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size if threads else 0)
+  clips = _read_ahead(clips, batch_size, workers, threads)
+  return iter(clips.batch(batch_size, drop_remainder=True, batch_fn=_collate))
+
+
+def _read_ahead(
+  clips: grain.MapDataset, batch_size: int, workers: int, threads: int
+) -> grain.IterDataset:
+  """Reads clips before they are asked for, in processes or threads, and drops unreadable ones."""
+  if workers == 0:
+    ahead = 2 * batch_size if threads else 0
+    return clips.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+  if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, also outside absl's app
+    flags.FLAGS.mark_as_parsed()
+  serial = clips.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+  # Workers take clips in turn, before batching: their number does not change the batches.
+  return serial.mp_prefetch(
+    grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=batch_size)
   )
-  if workers:
-    if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, also outside absl's app
-      flags.FLAGS.mark_as_parsed()
-    # Workers take clips in turn, before batching: their number does not change the batches.
-    dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=batch_size)
-    )
-  return iter(dataset.batch(batch_size, drop_remainder=True, batch_fn=_collate))
 
 
 def _part(

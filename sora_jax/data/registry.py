@@ -2,7 +2,9 @@
 
 A config lists them by kind, each with a weight and its own settings; weight 0 switches one off:
 
-  config.data.sources = dict(worlds=dict(weight=1.0, count=1000, seed=0), folder=dict(weight=0.0, path=""))
+  config.data.sources = dict(
+    worlds=dict(weight=1.0, count=1000, seed=0), folder=dict(weight=0.0, path="")
+  )
 """
 
 from __future__ import annotations

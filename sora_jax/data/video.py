@@ -8,7 +8,7 @@ variable frame rates play at the right speed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +22,7 @@ from PIL import Image
 
 from sora_jax.data import images
 from sora_jax.data.images import contact_sheet, resize
+from sora_jax.data.timing import resample
 from sora_jax.errors import UserError
 from sora_jax.typing import REFERENCE_FPS, Clip, UInt8
 
@@ -147,46 +148,15 @@ def _decode_all(container: Any, stream: Any, path: Path) -> Iterator[tuple[float
   """Yields (seconds since the beginning, frame) of a whole stream."""
   rate = _rate(stream)
   origin = float((stream.start_time or 0) * stream.time_base)
-  count = 0
+  count, end = 0, 0.0
   for frame in container.decode(stream):
-    yield (frame.time - origin if frame.time is not None else count / rate), frame
-    count += 1
-  if count < 0.9 * stream.frames - 1:
+    time = frame.time - origin if frame.time is not None else count / rate
+    yield time, frame
+    count, end = count + 1, time + max(1 / rate, float((frame.duration or 0) * stream.time_base))
+  # Both: some containers count empty slots as frames, and some round durations up.
+  stated = float((stream.duration or 0) * stream.time_base)
+  if count < 0.9 * stream.frames - 1 and end < 0.9 * stated:
     raise UserError(f"{path} is cut off: {count} of {stream.frames} frames can be decoded.")
-
-
-def _resample(
-  frames: Iterable[tuple[float, Any]],
-  start: float,
-  fps: float,
-  count: int | None,
-  native: float,
-  end: float = 0.0,
-) -> Iterator[Any]:
-  """Yields the frame for each time start + k / fps, k = 0, 1, ...
-
-  That is the frame shown then, or the next one if that comes within half a frame of the `native`
-  rate: the nearest where the rate is steady, the held one where a frame stays long. The last
-  frame stays until `end` seconds, and for 1 / `native` seconds if that is later.
-  """
-  k = 0
-  previous: tuple[float, Any] | None = None
-  for time, frame in frames:
-    if previous is not None:
-      switch = time - 0.5 * min(time - previous[0], 1 / native)
-      while start + k / fps < switch:
-        if k == count:
-          return
-        yield previous[1]
-        k += 1
-    previous = (time, frame)
-    if k == count:
-      return
-  if previous is not None:
-    end = max(end, previous[0] + 1 / native) - 0.25 / max(native, fps)
-    while k != count and start + k / fps < end:
-      yield previous[1]
-      k += 1
 
 
 def _matrix(frame: Any) -> Colorspace:
@@ -213,16 +183,28 @@ def _pixels(frame: Any, stream: Any, size: tuple[int, int] | None, fit: str) -> 
   return np.rot90(rgb, round(frame.rotation / 90) % 4)
 
 
-def _collect(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int] | None, fit: str):
+def _collect(
+  path: Path,
+  frames: Iterable[Any],
+  pixels: Callable[[Any], np.ndarray],
+  size: tuple[int, int] | None,
+  fit: str,
+) -> Clip:
   """Stacks frames, brought to `size`; refuses what does not fit in memory."""
   out: list[np.ndarray] = []
+  last = None
   for frame in frames:
-    if size is not None and frame.shape[:2] != tuple(size):
-      frame = resize(frame[None], *size, fit=fit)[0]
-    if out and frame.shape != out[0].shape:
-      raise UserError(f"The frames of {path} have different sizes: give a size to bring them to.")
-    out.append(frame)
-    if len(out) * frame.nbytes > MAX_BYTES:
+    if frame is last:  # held over several steps: converted once
+      out.append(out[-1])
+    else:
+      last = frame
+      image = pixels(frame)
+      if size is not None and image.shape[:2] != tuple(size):
+        image = resize(image[None], *size, fit=fit)[0]
+      if out and image.shape != out[0].shape:
+        raise UserError(f"The frames of {path} have different sizes: give a size to bring them to.")
+      out.append(image)
+    if len(out) * out[0].nbytes > MAX_BYTES:
       raise UserError(f"{path} is too long to hold in memory: give fewer frames or a size.")
   if not out:
     raise UserError(f"{path} has no frames at that time: start earlier.")
@@ -270,16 +252,15 @@ def read(
       timed = images.frames(path, info.fps if path.is_file() else rate)
       wanted = frames if info.frames > 1 else 1
       end = info.duration if path.is_file() else 0.0
-      picked = _resample(timed, start, rate, wanted, max(rate, info.fps), end)
-      return _collect(path, picked, size, fit), float(rate)
+      picked = resample(timed, start, rate, wanted, max(rate, info.fps), end)
+      return _collect(path, picked, lambda frame: frame, size, fit), float(rate)
   with _decoding(path), av.open(str(path)) as container:
     stream = _video_stream(container, path)
     native = _rate(stream)
     rate = fps or native
     decoded = _decode(container, stream, start, path)
-    picked = _resample(decoded, start, rate, frames, native)
-    pixels = (_pixels(f, stream, size, fit) for f in picked)
-    return _collect(path, pixels, size, fit), rate
+    picked = resample(decoded, start, rate, frames, native)
+    return _collect(path, picked, lambda f: _pixels(f, stream, size, fit), size, fit), rate
 
 
 def _even(video: Clip) -> UInt8[np.ndarray, "t _ _ 3"]:

@@ -179,7 +179,7 @@ def draw(
   pattern = rng.choice(list(mixture.weights), p=_normalised(mixture.weights))
   lt = len(latents)
   grid = np.prod([-(-size // step) for size, step in zip(latents.shape[:3], patch, strict=True)])
-  level: float | np.ndarray = levels(rng, int(grid))[0]
+  level: float | np.ndarray = float(levels(rng, int(grid))[0])
   known = np.zeros(latents.shape[:3], bool)
   given: tuple[Stretch, ...] = ()
 

@@ -1,5 +1,5 @@
-"""Classifier-free guidance (Ho & Salimans 2022), rescaled (Lin et al. 2023), in an interval of noise
-levels (Kynkäänniemi et al. 2024)."""
+"""Classifier-free guidance (Ho & Salimans 2022), rescaled (Lin et al. 2023), in an interval of
+noise levels (Kynkäänniemi et al. 2024)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training objective of every generative task: flow matching on the tokens that are not known."""
+"""The objective of every generative task: flow matching on the tokens that are not known."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ With the solver's state x, the point y at which the model is asked, and the last
   x <- a0 x + a1 d_i + a2 d_{i-1} + a3 d_{i-2}          y <- b0 x + b1 d_i + b2 d_{i-1}
 
 where the coefficients depend on the noise levels only, so they are computed ahead in float64 and
-the loop is one `lax.scan` whatever the solver. alpha = 1 - t, sigma = t, lambda = log(alpha / sigma).
+the loop is one `lax.scan` whatever the solver. Below, alpha = 1 - t, sigma = t and lambda =
+log(alpha / sigma).
 
   euler   Euler's method; on straight paths the same as DDIM (Song et al. 2020).
   heun    Heun's second-order method, two model calls per step but the last (Karras et al. 2022).
@@ -27,7 +28,8 @@ import numpy as np
 from sora_jax.errors import UserError
 from sora_jax.typing import Array, Bool, Float
 
-Velocity = Callable[[Array, Array, Array], Array]  # (y, level, row number) -> v
+Velocity = Callable[[Array, Array], Array]  # (values, noise level) -> velocity
+Carry = tuple[Array, Array, Array, Array]  # x, y, d_{i-1}, d_{i-2}
 
 
 def initial_noise(
@@ -61,35 +63,35 @@ def table(solver: str, levels: np.ndarray) -> Float[np.ndarray, "calls 8"]:
   return np.asarray(SOLVERS[solver](np.asarray(levels, np.float64)), np.float32)
 
 
+def start(x: Float[Array, "b n p"]) -> Carry:
+  """The solver's state before the first call: noise to make, clean values where known."""
+  return x, x, jnp.zeros_like(x), jnp.zeros_like(x)
+
+
 def solve(
   velocity: Velocity,
-  x: Float[Array, "b n p"],
+  carry: Carry,
   coefficients: Float[Array, "calls 8"],
   made: Bool[Array, "b n"],
-) -> Float[Array, "b n p"]:
-  """Integrates from noise to data.
+) -> Carry:
+  """Integrates along the rows of a table, or some of them; `carry[1]` is the sample.
 
   Args:
-    velocity: the model as a function of (values, noise level, number of the call).
-    x: noise where tokens are to be made, clean values where they are known.
+    velocity: the model as a function of (values, noise level).
+    carry: of `start`, or of the rows before.
     coefficients: of `table`.
     made: False for known tokens, which never change.
   """
-  mask = made[..., None]
+  keep = lambda new, old: jnp.where(made[..., None], new, old)  # noqa: E731
 
-  def step(carry, inputs):
+  def step(carry: Carry, row: Float[Array, " 8"]) -> tuple[Carry, None]:
     x, y, d1, d2 = carry
-    row, call = inputs
-    d0 = y - row[0] * velocity(y, row[0], call)
+    d0 = y - row[0] * velocity(y, row[0])
     x_next = row[1] * x + row[2] * d0 + row[3] * d1 + row[4] * d2
     y_next = row[5] * x_next + row[6] * d0 + row[7] * d1
-    keep = lambda new, old: jnp.where(mask, new, old)  # noqa: E731
     return (keep(x_next, x), keep(y_next, y), d0, d1), None
 
-  calls = jnp.arange(coefficients.shape[0])
-  start = (x, x, jnp.zeros_like(x), jnp.zeros_like(x))
-  (_, y, _, _), _ = jax.lax.scan(step, start, (coefficients, calls))
-  return y
+  return jax.lax.scan(step, carry, coefficients)[0]
 
 
 def _euler_step(t: float, s: float) -> tuple[float, float]:

@@ -3,13 +3,13 @@
 A small classifier trained on clips of `sora_jax.worlds`, whose labels are exact. What makes it a
 judge and not just a classifier:
   * it was trained and checked on damaged clips. Slight damage (an autoencoder's, a file's) must not
-    change its mind; heavy damage (blur, double exposure, doubled objects, frozen or shuffled frames,
-    cuts, noise; see `degrade`) must make its *validity* output say no, whatever else it sees;
+    change its mind; heavy damage (blur, double exposure, doubled objects, frozen or shuffled
+    frames, cuts, noise; see `degrade`) must make its *validity* output say no;
   * it saw every combination of colour, shape and motion, so that it has no prejudice against those
     held out from the generator's training;
   * it does not guess: an attribute whose probability is below `CERTAIN` counts as not read, and a
     clip counts as adherent only if it is valid and all asked attributes are read as asked;
-  * colour and shape are also read per slot of two frames, with "absent" as an answer. That scores
+  * colour and shape are also read per slot of three frames, with "absent" as an answer. That scores
     permanence by identity: the object must be read as the same one before and after it was hidden.
 
 It is no judge of anything outside that world, nor of texture, light, camera or bystanders.
@@ -41,7 +41,8 @@ from sora_jax.models.conv import conv3d
 from sora_jax.typing import Array, Float, Params, UInt8
 from sora_jax.worlds import VOCABULARY
 
-FRAMES, SIZE, SLOTS = 17, 64, 9
+FRAMES, SIZE = 17, 64
+SLOTS, PER_SLOT = 6, 3  # the first frame counts twice
 CERTAIN = 0.5  # least probability of an attribute that counts as read
 VALID = 0.5  # least probability of validity
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -87,7 +88,7 @@ class Oracle(nn.Module):
   """Clips of 17 frames at 64 px, floats in [-1, 1] -> logits.
 
   Returns a dict: `colour`, `shape`, `motion`, `look` (b, classes), `valid` (b,), `slot_colour` and
-  `slot_shape` (b, 9, classes + 1; the last class is "absent"), `heat` (b, 9, 64).
+  `slot_shape` (b, 6, classes + 1; the last class is "absent"), `heat` (b, 6, 64).
   """
 
   fine: int = 48
@@ -96,9 +97,9 @@ class Oracle(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b 17 64 64 3"]) -> dict[str, Array]:
-    # The first frame twice, then pairs of frames: motion is within reach of a single position.
+    # Three frames at a time: short motion is within reach of a single position.
     x = jnp.concatenate([x[:, :1], x], axis=1)
-    x = rearrange(x, "b (t p) (h q) (w r) c -> b t h w (p q r c)", p=2, q=4, r=4)
+    x = rearrange(x, "b (t p) (h q) (w r) c -> b t h w (p q r c)", p=PER_SLOT, q=4, r=4)
     x = nn.relu(nn.Dense(2 * self.fine, name="patches")(x))
     x = nn.Dense(self.fine, name="stem")(x)
     x = x + self.param("place", nn.initializers.normal(0.02), (1, 1, 16, 16, self.fine))
@@ -169,7 +170,7 @@ class Reading:
   Attributes:
     colour, shape, motion, look: names from VOCABULARY.
     valid: the clip shows an undamaged world.
-    slots: (colour, shape) per two frames, ("absent", "absent") where no main object is seen.
+    slots: (colour, shape) per three frames, ("absent", "absent") where no main object is seen.
   """
 
   colour: str | None
@@ -184,14 +185,14 @@ class Reading:
     return self.valid and all(getattr(self, name) == value for name, value in asked.items())
 
   def ends(self) -> tuple[tuple[str, str], tuple[str, str]]:
-    """The object as first seen and as last seen: the vote of its first and last three sightings.
+    """The object as first seen and as last seen: by its first and last two sightings.
 
     If the clip's last slot shows no object, it counts as absent there, and likewise for the first.
     """
     seen = [slot for slot in self.slots if slot[0] != "absent"]
     absent = ("absent", "absent")
-    first = absent if self.slots[0][0] == "absent" else _vote(seen[:3])
-    last = absent if self.slots[-1][0] == "absent" else _vote(seen[-3:])
+    first = absent if self.slots[0][0] == "absent" else _vote(seen[:2])
+    last = absent if self.slots[-1][0] == "absent" else _vote(seen[:-3:-1])
     return first, last
 
   def permanent(self, colour: str, shape: str, motion: str) -> bool:
@@ -209,6 +210,7 @@ class Reading:
 
 
 def _vote(pairs: Sequence[tuple[str, str]]) -> tuple[str, str]:
+  """The most frequent colour and shape; the pair nearest the end of the clip decides a draw."""
   colours, shapes = zip(*pairs, strict=True)
   return max(colours, key=colours.count), max(shapes, key=shapes.count)
 

@@ -20,11 +20,18 @@ import numpy as np
 
 from sora_jax.evals import degrade
 from sora_jax.evals.adherence import ATTRIBUTES, WEIGHTS, Judge, Reading
-from sora_jax.typing import UInt8
+from sora_jax.typing import Bool, UInt8
 from sora_jax.worlds import WorldSource
 
 Clips = UInt8[np.ndarray, "b t h w 3"]
 ASKED = ("colour", "shape", "motion")  # what the text suite asks for
+
+
+def main_mask(truth: dict[str, Any]) -> Bool[np.ndarray, "t h w"]:
+  """Where the main object (every block of a tower) is seen, from the renderer's ground truth."""
+  roles = [thing["role"] for thing in truth["spec"]["things"]]
+  own = [10 + i for i, role in enumerate(roles) if role in ("main", "block")]
+  return np.isin(truth["segmentation"], own)
 
 
 class Exam:
@@ -37,14 +44,8 @@ class Exam:
     samples = [source[i] for source in halves for i in range(len(source))]
     self.clips: Clips = np.stack([sample["video"] for sample in samples])
     self.labels = [sample["truth"]["labels"] for sample in samples]
-    self.masks = [self._mask(sample["truth"]) for sample in samples]
+    self.masks = [main_mask(sample["truth"]) for sample in samples]
     self.moving = [np.ptp(clip.astype(np.int16), axis=0).max() > 40 for clip in self.clips]
-
-  @staticmethod
-  def _mask(truth: dict[str, Any]) -> np.ndarray:
-    roles = [thing["role"] for thing in truth["spec"]["things"]]
-    own = [10 + i for i, role in enumerate(roles) if role in ("main", "block")]
-    return np.isin(truth["segmentation"], own)
 
   def damaged(self, name: str, seed: int) -> tuple[Clips, np.ndarray]:
     """The clips under one of `degrade.CONTROLS`, and the indices of those it applies to."""

@@ -45,7 +45,8 @@ class VGG16(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b _h _w _c"]]:
-    taps, index = [], 0
+    taps: list[Array] = []
+    index = 0
     for width, depth in [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]:
       if taps:
         x = nn.max_pool(x, (2, 2), (2, 2))
@@ -56,7 +57,7 @@ class VGG16(nn.Module):
     return taps
 
 
-_NETS = {
+_NETS: dict[str, tuple[nn.Module, str, str, int]] = {
   "alex": (AlexNet(), "AlexNet_0", "weights/alexnet.ckpt", 5),
   "vgg": (VGG16(), "VGG16_0", "weights/vgg16.ckpt", 13),
 }
@@ -103,10 +104,9 @@ class LPIPS:
     shift, scale = (jnp.array(row, both.dtype)[None, None, None] for row in (_SHIFT, _SCALE))
     both = (both - shift) / scale
     total = jnp.zeros(x.shape[0], jnp.float32)
-    for taps, weight in zip(
-      _NETS[self.net][0].apply({"params": self.backbone}, both), self.linear, strict=True
-    ):
-      first, second = jnp.split(_unit(taps.astype(jnp.float32)), 2)
+    taps = _NETS[self.net][0].apply({"params": self.backbone}, both)
+    for features, weight in zip(taps, self.linear, strict=True):
+      first, second = jnp.split(_unit(features.astype(jnp.float32)), 2)
       total += jnp.mean(jnp.square(first - second) @ weight, axis=(1, 2))
     return total
 

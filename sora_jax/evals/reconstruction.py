@@ -116,7 +116,7 @@ def flicker(x: Float[Array, "b t h w 3"]) -> Float[Array, " b"]:
   """
   luma = _luma(x)
   frames = luma.shape[1]
-  slow = sum(luma[:, i : frames - 4 + i] for i in range(5)) / 5  # type: ignore[operator]
+  slow = sum(luma[:, i : frames - 4 + i] for i in range(5)) / 5
   static = (jnp.max(slow, axis=1) - jnp.min(slow, axis=1) < STATIC).astype(x.dtype)
   fast = jnp.mean(jnp.square(luma[:, 2 : frames - 2] - slow), axis=1)
   return jnp.sqrt(jnp.sum(fast * static, axis=(1, 2)) / jnp.sum(static, axis=(1, 2)))

@@ -10,11 +10,13 @@ import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from sora_jax import config as config_lib
 from sora_jax.data.packing import Packer
@@ -29,7 +31,11 @@ from sora_jax.models.patch import unpatchify
 from sora_jax.models.text import PAD, Prompts, TextEncoder
 from sora_jax.models.tokens import Tokens
 from sora_jax.models.vae import VideoVAE, decode_latents, encode_video
-from sora_jax.typing import Array, Bool, Float, Params, UInt8
+from sora_jax.typing import Array, Float, Params, UInt8
+
+Grid = Float[Array, "b lt lh lw z"] | Float[np.ndarray, "b lt lh lw z"]
+
+MAX_PARTS = 6  # pieces the sampler's loop is cut into, for the progress bar
 
 # What a request that says nothing gets; a checkpoint's config.json may say otherwise.
 SAMPLING: dict[str, Any] = dict(
@@ -68,6 +74,7 @@ class VideoModel:
     guidance: float | None = None,
     shift: float | None = None,
     batch_size: int = 16,
+    progress: bool = False,
   ) -> UInt8[np.ndarray, "*b t h w 3"]:
     """Makes a video of each prompt.
 
@@ -78,6 +85,7 @@ class VideoModel:
       frames: 4k+1; 1 makes an image. size: (height, width). fps: frame rate to move at.
       sampler, steps, guidance, shift: of the ODE solver; None takes the checkpoint's.
       batch_size: videos made at a time.
+      progress: whether to show a bar on stderr.
 
     Raises:
       UserError: an empty prompt, or a length, size or setting the model cannot do.
@@ -86,13 +94,15 @@ class VideoModel:
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     self.prompts(texts)  # refuses empty and overlong prompts before any work
     self._warn_of_unknown_words(texts)
+    calls = len(self._table(request, tokens=1)) * -(-len(texts) // batch_size)
     videos = []
-    for first in range(0, len(texts), batch_size):
-      chunk = texts[first : first + batch_size]
-      padded = chunk + chunk[-1:] * (min(batch_size, len(texts)) - len(chunk))
-      indices = np.arange(first, first + len(padded))
-      latents = self._denoise(padded, negative, indices, seed, request)
-      videos.append(self.decode(latents)[: len(chunk)])
+    with tqdm(total=calls, desc="sampling", unit="call", disable=not progress) as bar:
+      for first in range(0, len(texts), batch_size):
+        chunk = texts[first : first + batch_size]
+        padded = chunk + chunk[-1:] * (min(batch_size, len(texts)) - len(chunk))
+        indices = np.arange(first, first + len(padded))
+        latents = self._denoise(padded, negative, indices, seed, request, bar)
+        videos.append(self.decode(latents)[: len(chunk)])
     stacked = np.concatenate(videos)
     return stacked[0] if isinstance(prompts, str) else stacked
 
@@ -133,11 +143,11 @@ class VideoModel:
     self._guidance(request)
     return request
 
-  def encode(self, video: UInt8[np.ndarray, "b t h w 3"]) -> Float[np.ndarray, "b lt lh lw z"]:
+  def encode(self, video: UInt8[np.ndarray, "b t h w 3"]) -> Grid:
     """Standardised latents of videos."""
     return np.asarray(encode_video(self.vae, self.params["vae"], jnp.asarray(to_float(video))))
 
-  def decode(self, latents: Float[Array, "b lt lh lw z"]) -> UInt8[np.ndarray, "b t h w 3"]:
+  def decode(self, latents: Grid) -> UInt8[np.ndarray, "b t h w 3"]:
     """Videos of standardised latents."""
     return to_uint8(decode_latents(self.vae, self.params["vae"], jnp.asarray(latents)))
 
@@ -151,6 +161,10 @@ class VideoModel:
       rescale=request["guidance_rescale"],
       interval=tuple(request["guidance_interval"]),
     )
+
+  def _table(self, request: Mapping[str, Any], tokens: int) -> Float[np.ndarray, "calls 8"]:
+    shift = LevelSampler(shift=request["shift"]).shift_for(tokens)
+    return sampler.table(request["sampler"], schedule(request["steps"], shift))
 
   def _warn_of_unknown_words(self, texts: Sequence[str]) -> None:
     unknown = dict.fromkeys(w for text in texts for w in self.prompts.unknown_words(text))
@@ -168,6 +182,7 @@ class VideoModel:
     samples: np.ndarray,
     seed: int,
     request: Mapping[str, Any],
+    bar: tqdm,
   ) -> Float[Array, "b lt lh lw z"]:
     shape = self.vae.latent_shape(request["frames"], *request["size"])
     noise = sampler.initial_noise(seed, samples, *shape, self.vae.z_channels)
@@ -180,10 +195,15 @@ class VideoModel:
     n = len(given[0].values)
     packer = Packer(rows=len(given), length=n, cond_rows=1, prompts=1)
     batches = [packer.fill([[s] for s in rows], self.prompts) for rows in (given, against)]
-    shift = LevelSampler(shift=request["shift"]).shift_for(n)
-    table = sampler.table(request["sampler"], schedule(request["steps"], shift))
+    table = self._table(request, n)
     guidance = self._guidance(request)
-    values = _solve(self.dit, self.text, guidance, self.params, batches, jnp.asarray(table))
+    carry = sampler.start(jnp.asarray(batches[0]["values"]))
+    parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
+    for rows in np.split(table, parts):  # equal parts are one program; the bar moves in between
+      carry = _solve(self.dit, self.text, guidance, self.params, batches, carry, jnp.asarray(rows))
+      jax.block_until_ready(carry)
+      bar.update(len(rows))
+    values = carry[1]
     return unpatchify(values, shape, self.dit.patch)
 
 
@@ -210,22 +230,33 @@ def _solve(
   guidance: Guidance,
   params: Params,
   batches: Sequence[Mapping[str, Array]],
+  carry: sampler.Carry,
   table: Float[Array, "calls 8"],
-) -> Float[Array, "b n p"]:
-  """Runs the sampler on a packed batch and, under guidance, on its unprompted twin."""
+) -> sampler.Carry:
+  """Runs rows of the sampler's table on a packed batch and, under guidance, its unprompted twin."""
   used = batches if guidance.active else batches[:1]
   tokens = [read_prompts(text, params["text"], batch) for batch in used]
-  made: Bool[Array, "b n"] = tokens[0].noise_level() > 0
+  made = tokens[0].noise_level() > 0
   both = jax.tree.map(lambda *x: jnp.concatenate(x), *tokens)
-  start = tokens[0].values
 
-  def velocity(values: Array, level: Array, call: Array) -> Array:
+  def velocity(values: Array, level: Array) -> Array:
     cond = both.cond.at[..., 0].multiply(level)  # known rows have level 0 and keep it
     inputs = dataclasses.replace(both, values=jnp.tile(values, (len(used), 1, 1)), cond=cond)
     v = jnp.split(dit.apply({"params": params["dit"]}, inputs), len(used))
     return guidance(v[0], v[1], level, made) if guidance.active else v[0]
 
-  return sampler.solve(velocity, start, table, made)
+  return sampler.solve(velocity, carry, table, made)
+
+
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs on disk, so that a second process starts at once.
+
+  In `JAX_COMPILATION_CACHE_DIR` if that is set, else in the user's cache folder.
+  """
+  base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(base / "sora_jax" / "xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def load(name: str | os.PathLike[str] = "toy") -> VideoModel:

@@ -21,11 +21,14 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from sora_jax.errors import UserError
+from sora_jax.models.text import words
 from sora_jax.typing import Float
+from sora_jax.worlds import WorldSource, captions
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FOLDER = Path(__file__).parent / "wordpieces"
 ROWS = 12_000
+CAPTIONS = 4000  # of each wording, searched for words to keep
 FIRST_WORD = 1996  # BERT's ids below are unused slots and single characters of rare scripts
 
 
@@ -89,9 +92,12 @@ def shipped() -> tuple[Path, Float[np.ndarray, "v 384"]]:
 
 def main() -> None:
   """Makes the shipped files again."""
-  from sora_jax.worlds import captions
-
-  tokenizer, table = pruned(captions.all_words(), ROWS)
+  vocabulary = set()
+  for wording in captions.WORDINGS:
+    source = WorldSource(CAPTIONS, seed=0, wording=wording)
+    for i in range(CAPTIONS):
+      vocabulary |= set(words(captions.describe(source.spec(i), i % 3, i, wording)))
+  tokenizer, table = pruned(sorted(vocabulary), ROWS)
   scale = np.abs(table).max(axis=1, keepdims=True) / 127
   rows = np.round(table / scale).astype(np.int8)
   FOLDER.mkdir(exist_ok=True)

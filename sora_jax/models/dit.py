@@ -47,7 +47,7 @@ class Block(nn.Module):
   heads: int
   mlp_width: int
   eps: float = 1e-6
-  dtype: jnp.dtype | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(
@@ -85,7 +85,7 @@ class DiT(nn.Module):
     channels: latent channels. patch: (time, row, column) size of a patch, in latents.
     cond_features: features of a cond row; the first is the noise level.
     freq_width: width of the noise level's sinusoid.
-    dtype: of the matmuls and of the activations between them; parameters, norms, modulation, softmax
+    dtype: of the matmuls and the activations between them; parameters, norms, modulation, softmax
       and the output stay in float32.
     remat: what the backward pass recomputes; a key of `REMAT`.
   """
@@ -100,7 +100,7 @@ class DiT(nn.Module):
   cond_features: int = 1
   freq_width: int = 256
   eps: float = 1e-6
-  dtype: jnp.dtype | None = None
+  dtype: Any = None
   remat: str = "none"
 
   @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -52,7 +53,7 @@ class Mlp(nn.Module):
 
   hidden: int
   out: int
-  dtype: jnp.dtype | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -69,7 +70,7 @@ class Attention(nn.Module):
   width: int
   heads: int
   eps: float = 1e-6
-  dtype: jnp.dtype | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(

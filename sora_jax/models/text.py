@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer
 
 from sora_jax.errors import UserError
 from sora_jax.models.layers import Attention, LayerNorm, Mlp
-from sora_jax.typing import Float, Int
+from sora_jax.typing import Array, Float, Int
 
 PAD = 0
 
@@ -37,10 +38,10 @@ class TextEncoder(nn.Module):
   layers: int = 2
   heads: int = 4
   length: int = 48
-  dtype: jnp.dtype | None = None
+  dtype: Any = None
 
   @nn.compact
-  def __call__(self, pieces: Int[np.ndarray, "b s"] | Int[jnp.ndarray, "b s"]) -> Float[jnp.ndarray, "b s e"]:
+  def __call__(self, pieces: Int[Array, "b s"]) -> Float[Array, "b s e"]:
     table = self.param("pieces", nn.initializers.normal(1.0), (self.vocabulary, self.table_width))
     position = self.param("position", nn.initializers.normal(0.02), (self.length, self.width))
     ids = (pieces != PAD).astype(jnp.int32)

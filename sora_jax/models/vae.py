@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from sora_jax.errors import UserError
-from sora_jax.models.conv import CausalConv, same_frames
+from sora_jax.models.conv import CausalConv, normal, same_frames
 from sora_jax.models.layers import RMSNorm
 from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Float, Latents, Params, PRNGKey, Video
@@ -275,7 +275,7 @@ class VideoVAE(nn.Module):
   def __call__(self, video: Video, key: PRNGKey) -> tuple[Video, Latents, Latents]:
     """Reconstruction from a sample of the posterior, with the posterior's mean and log variance."""
     mean, logvar = self.encode(video)
-    latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    latent = mean + jnp.exp(0.5 * logvar) * normal(key, mean.shape)
     return self.decode(latent), mean, logvar
 
 

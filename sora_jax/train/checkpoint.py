@@ -37,14 +37,15 @@ FREE = (
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-  """Makes `workdir`, or checks that it belongs to `config`.
+  """Makes `workdir`, or checks that it belongs to `config`; without a checkpoint it is anybody's.
 
   Raises:
     UserError: the folder was made by another config (names the keys), or cannot be written.
   """
   path = workdir / "config.json"
   wanted = flatten(json.loads(config.to_json_best_effort()))
-  if path.exists():
+  folders = workdir.glob("checkpoints/*")
+  if path.exists() and any(folder.name.isdigit() for folder in folders):
     try:
       stored = flatten(json.loads(path.read_text()))
     except ValueError:

@@ -34,6 +34,17 @@ from sora_jax.typing import Array, Params, PRNGKey
 
 
 @runtime_checkable
+class DataIterator(Protocol):
+  """What Grain's iterators are: a position that can be saved with the batches read so far."""
+
+  def __next__(self) -> Mapping[str, Any]: ...
+
+  def get_state(self) -> Any: ...
+
+  def set_state(self, state: Any) -> None: ...
+
+
+@runtime_checkable
 class Recipe(Protocol):
   """What `sora_jax.train.<recipe>.build(config)` returns.
 
@@ -50,8 +61,8 @@ class Recipe(Protocol):
   ) -> tuple[Array, dict[str, Array]]:
     """A mean over the batch, and metrics that are means too. Pure."""
 
-  def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
-    """An endless Grain iterator over this process' share of each batch; "id" names samples."""
+  def dataset(self, process_index: int, process_count: int) -> DataIterator:
+    """Endless batches of this process' share of the samples; "id" names them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +105,8 @@ def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
   """
   train = config_lib.build(TrainConfig, config.train)
   mesh = choose_mesh(train)
-  recipe = build_recipe(config)
   checkpoint.claim(Path(workdir), config)
+  recipe = build_recipe(config)
   with stop_signals() as stop, jax.set_mesh(mesh):
     with contextlib.closing(_Run(config, train, recipe, mesh, Path(workdir))) as run:
       return run.until_done(stop)
@@ -213,6 +224,7 @@ class _Run:
     self.guard(self.report.flush())
     if self.step == self.saved or (self.last.get("bad_streak") and not final):
       return
+    self.report.cut(self.step)
     self.checkpoints.save(self.step, self.state, self.data.get_state())
     self.saved, self.rolled_back = self.step, False
     self.export()
@@ -290,13 +302,12 @@ def numeric(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:
   """This process' rows of a batch as global arrays, split over the mesh along their first axis."""
-  place = functools.partial(
-    jax.make_array_from_process_local_data, sharding.batch_sharding(mesh)
-  )
+  place = functools.partial(jax.make_array_from_process_local_data, sharding.batch_sharding(mesh))
   return jax.tree.map(place, batch)
 
 
 def describe(mesh: Mesh) -> str:
+  """For people: the number of devices and the axes they are arranged along."""
   sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
   return f"{mesh.size} device(s){' (' + sizes + ')' if sizes else ''}"
 

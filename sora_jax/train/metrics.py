@@ -25,7 +25,7 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _compilations = 0
 
 
-def _count_compilation(event: str, duration: float, **kwargs: Any) -> None:
+def _count_compilation(event: str, duration_secs: float, **kwargs: Any) -> None:
   global _compilations
   _compilations += event == _COMPILE_EVENT
 
@@ -48,10 +48,10 @@ class Metrics:
   def __init__(self, workdir: Path, step: int, steps: int, batch_size: int, log_every: int) -> None:
     self._log_every = log_every
     self._batch_size = batch_size
-    self._pending: tuple[int, dict[str, jax.Array], list[str]] | None = None
+    self._pending: tuple[int, dict[str, Any], list[str]] | None = None
     self._window: list[dict[str, float]] = []
     self._wait = 0.0
-    self._count = 0
+    self._samples = 0
     self._mark: float | None = None  # set once the first step, with its compilation, is over
     self._main = jax.process_index() == 0
     self._bar = tqdm(
@@ -74,7 +74,8 @@ class Metrics:
     """Takes the still-running step's numbers; returns those of the step before ({} at first).
 
     Args:
-      ids: the batch's sample ids, written to the file if the step turns out to be skipped.
+      ids: this process' sample ids, written to the file if the step turns out to be skipped; where
+        there are any, their number and not the batch size counts as samples.
     """
     done = self.flush()
     self._pending = (step, values, ids)
@@ -92,12 +93,17 @@ class Metrics:
       self.event(step, "skipped", loss=scalars["loss"], grad_norm=scalars["grad_norm"], ids=ids)
     else:
       self._window.append({k: v for k, v in scalars.items() if k != "bad_streak"})
-    self._count += 1
+    self._samples += len(ids) * jax.process_count() or self._batch_size
     if step % self._log_every == 0:
       self._record(step)
     elif self._mark is None:
-      self._wait, self._count, self._mark = 0.0, 0, time.perf_counter()
+      self._wait, self._samples, self._mark = 0.0, 0, time.perf_counter()
     return scalars
+
+  def cut(self, step: int) -> None:
+    """Ends the current window at a checkpoint, so that a resumed run writes the same lines."""
+    self.flush()
+    self._record(step)
 
   def discard(self) -> None:
     """Forgets the step that is still running, and the numbers not yet written."""
@@ -139,7 +145,7 @@ class Metrics:
     shown = {"loss": f"{means['loss']:.4g}"}
     if self._mark is not None:
       elapsed = time.perf_counter() - self._mark
-      means["samples_per_second"] = self._count * self._batch_size / elapsed
+      means["samples_per_second"] = self._samples / elapsed
       means["data_wait"] = min(1.0, self._wait / elapsed)
       shown["samples/s"] = f"{means['samples_per_second']:.3g}"
       shown["data wait"] = f"{means['data_wait']:.0%}"
@@ -152,7 +158,7 @@ class Metrics:
     self._restart()
 
   def _restart(self) -> None:
-    self._window, self._wait, self._count, self._mark = [], 0.0, 0, time.perf_counter()
+    self._window, self._wait, self._samples, self._mark = [], 0.0, 0, time.perf_counter()
 
   def _write(self, line: dict[str, Any]) -> None:
     if not self._main:

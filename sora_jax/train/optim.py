@@ -105,7 +105,9 @@ def build(section: Any, params: Params, steps: int, trainable: str = ".*") -> Op
     raise UserError(f"optim.name={config.name!r} is unknown; choose adamw or muon.")
   mask = path_mask(params, trainable)
   if not any(jax.tree.leaves(mask)):
-    raise UserError(f"No parameter's path matches trainable={trainable!r}; nothing would be trained.")
+    raise UserError(
+      f"No parameter's path matches trainable={trainable!r}; nothing would be trained."
+    )
   tree = jax.tree.map(lambda m, p: p if m else None, mask, params)
   for pattern, _ in config.lr_multipliers:
     if not any(jax.tree.leaves(path_mask(params, pattern))):

@@ -9,11 +9,13 @@ shape and motion: a judge must not share the blind spots of what it judges.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +26,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from sora_jax import config as config_lib
 from sora_jax import worlds
 from sora_jax.evals import degrade
-from sora_jax.evals.adherence import ATTRIBUTES, FRAMES, SIZE, SLOTS, Oracle
+from sora_jax.evals.adherence import ATTRIBUTES, FRAMES, PER_SLOT, SIZE, SLOTS, Oracle
+from sora_jax.evals.controls import main_mask
 from sora_jax.interop import native
 from sora_jax.typing import Array, Params, PRNGKey, Scalar
 
 _IGNORE = -1
 # Each outcome's share of the training clips; the controls share what is left.
 _CLEAN, _MILD = 0.22, 0.45
-_MIRROR = np.array(
-  [VOCAB.index(worlds.mirror_motion(name)) for VOCAB in (ATTRIBUTES["motion"],) for name in VOCAB]
-)
+_MIRROR = np.array([
+  ATTRIBUTES["motion"].index(worlds.mirror_motion(name)) for name in ATTRIBUTES["motion"]
+])  # fmt: skip
 Sample = dict[str, Any]
 
 
@@ -58,12 +62,12 @@ class Clips:
   visible: np.ndarray
 
   @classmethod
-  def open(cls, folder: Path, count: int, seed: int) -> Clips:
-    """Reads `folder`, rendering it first if it is not there or was made differently."""
+  def open(cls, folder: Path, count: int, seed: int, workers: int = 1) -> Clips:
+    """Reads `folder`; renders it first if it is not there or was made differently."""
     asked = {"count": count, "seed": seed}
     info = folder / "info.json"
     if not info.is_file() or json.loads(info.read_text()) != asked:
-      _render(folder, count, seed)
+      _render(folder, count, seed, workers)
       info.write_text(json.dumps(asked))
     names = [field.name for field in dataclasses.fields(cls)]
     return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
@@ -87,34 +91,38 @@ def world(index: int, seed: int) -> tuple[worlds.Spec, Any]:
   return spec, worlds.render(spec, FRAMES, SIZE, SIZE, truth=True)
 
 
-def facts(spec: worlds.Spec, truth: dict[str, Any]) -> tuple[np.ndarray, list[int], np.ndarray]:
-  """Mask of the main object (all blocks of a tower), its labels, and its visibility."""
-  own = [10 + i for i, thing in enumerate(spec.things) if thing.role in ("main", "block")]
-  masks = np.isin(truth["segmentation"], own)
+def _labelled(index: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+  """One row of each array of `Clips`."""
+  spec, clip = world(index, seed)
   labels = [classes.index(spec.labels[name]) for name, classes in ATTRIBUTES.items()]
-  return masks, labels, truth["visibility"][:, [i - 10 for i in own]].max(-1)
+  own = [i for i, thing in enumerate(spec.things) if thing.role in ("main", "block")]
+  visible = clip.truth["visibility"][:, own].max(-1)
+  return clip.video, np.packbits(main_mask(clip.truth), axis=-1), labels, visible
 
 
-def _render(folder: Path, count: int, seed: int) -> None:
+def _render(folder: Path, count: int, seed: int, workers: int) -> None:
   temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
   temporary.mkdir(parents=True)
 
-  def array(name: str, dtype: Any, *shape: int) -> np.ndarray:
+  def array(name: str, dtype: Any, *shape: int) -> np.memmap:
     return np.lib.format.open_memmap(
       temporary / f"{name}.npy", mode="w+", dtype=dtype, shape=(count, *shape)
     )
 
-  video = array("video", np.uint8, FRAMES, SIZE, SIZE, 3)
-  masks = array("masks", np.uint8, FRAMES, SIZE, SIZE // 8)
-  labels = array("labels", np.int8, len(ATTRIBUTES))
-  visible = array("visible", np.float32, FRAMES)
-  for index in range(count):
-    spec, clip = world(index, seed)
-    mask, labels[index], visible[index] = facts(spec, clip.truth)
-    video[index], masks[index] = clip.video, np.packbits(mask, axis=-1)
-    if index % 500 == 499:
-      print(f"rendered {index + 1} of {count} clips for the oracle", file=sys.stderr)
-  for part in (video, masks, labels, visible):
+  arrays = (
+    array("video", np.uint8, FRAMES, SIZE, SIZE, 3),
+    array("masks", np.uint8, FRAMES, SIZE, SIZE // 8),
+    array("labels", np.int8, len(ATTRIBUTES)),
+    array("visible", np.float32, FRAMES),
+  )
+  # Started afresh: a forked renderer would share its parent's display.
+  context = multiprocessing.get_context("spawn")
+  with ProcessPoolExecutor(workers, context) as pool:
+    rows = pool.map(functools.partial(_labelled, seed=seed), range(count), chunksize=20)
+    for index, row in enumerate(tqdm(rows, total=count, desc="rendering", unit="clip")):
+      for part, values in zip(arrays, row, strict=True):
+        part[index] = values
+  for part in arrays:
     part.flush()
   shutil.rmtree(folder, ignore_errors=True)
   os.replace(temporary, folder)
@@ -143,10 +151,12 @@ class Example:
     if chance >= _CLEAN and (valid or rng.random() < 0.3):
       video = degrade.mild(video, rng)
     if rng.random() < 0.5:
+      video, mask = shift(video, mask, rng)
+    if rng.random() < 0.5:
       video, mask = video[:, :, ::-1], mask[:, :, ::-1]
       labels[2] = _MIRROR[labels[2]]
     colour, shape = self._slots(labels, mask, self.clips.visible[index])
-    heat = np.concatenate([mask[:1], mask]).reshape(SLOTS, 2, 8, 8, 8, 8).mean((1, 3, 5))
+    heat = _in_slots(mask).reshape(SLOTS, PER_SLOT, 8, 8, 8, 8).mean((1, 3, 5))
     heat = heat.reshape(SLOTS, 64)
     heat /= np.maximum(heat.sum(-1, keepdims=True), 1e-6)
     return {
@@ -164,14 +174,25 @@ class Example:
   ) -> tuple[np.ndarray, np.ndarray]:
     """Labels per slot: the object's where it is well seen, "absent" where it is not seen at all."""
     pixels = mask.sum((1, 2))
-    pairs = lambda x: np.concatenate([x[:1], x]).reshape(SLOTS, 2)  # noqa: E731
-    seen = pairs((pixels >= 12) & (visible >= 0.35)).all(-1)
-    gone = pairs(pixels < 2).all(-1)
+    seen = _in_slots((pixels >= 12) & (visible >= 0.35)).mean(-1) > 0.6
+    gone = _in_slots(pixels < 2).all(-1)
     out = []
     for name, label in (("colour", labels[0]), ("shape", labels[1])):
       absent = len(ATTRIBUTES[name])
       out.append(np.where(seen, label, np.where(gone, absent, _IGNORE)).astype(np.int32))
     return out[0], out[1]
+
+
+def _in_slots(x: np.ndarray) -> np.ndarray:
+  return np.concatenate([x[:1], x]).reshape(SLOTS, PER_SLOT, *x.shape[1:])
+
+
+def shift(video: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[Any, Any]:
+  """Moves the frame by up to 5 pixels, borders repeated."""
+  dy, dx = rng.integers(-5, 6, 2)
+  rows = np.clip(np.arange(SIZE) + dy, 0, SIZE - 1)
+  columns = np.clip(np.arange(SIZE) + dx, 0, SIZE - 1)
+  return video[:, rows][:, :, columns], mask[:, rows][:, :, columns]
 
 
 @dataclass(frozen=True)
@@ -202,7 +223,7 @@ class OracleRecipe:
 
   def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
     data = self.config.data
-    clips = Clips.open(Path(data.cache), data.count, data.seed)
+    clips = Clips.open(Path(data.cache), data.count, data.seed, data.workers)
     dataset = grain.MapDataset.range(len(clips)).seed(self.config.seed).shuffle()
     dataset = dataset[process_index::process_count].repeat().random_map(Example(clips))
     batch = self.config.train.batch_size // process_count

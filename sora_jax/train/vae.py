@@ -27,7 +27,7 @@ from sora_jax.data.transforms import RandomCrop, to_float, to_uint8
 from sora_jax.diffusion import adversarial
 from sora_jax.evals.lpips import LPIPS
 from sora_jax.interop import native
-from sora_jax.models.discriminator import Discriminator
+from sora_jax.models.discriminator import PatchDiscriminator
 from sora_jax.models.vae import VideoVAE
 from sora_jax.typing import Array, Params, PRNGKey, Scalar, Video
 
@@ -56,7 +56,7 @@ class VAERecipe:
 
   config: ConfigDict
   vae: VideoVAE
-  discriminator: Discriminator
+  discriminator: PatchDiscriminator
   weights: Weights
   lpips: LPIPS | None
   trainable: str = ".*"
@@ -171,7 +171,7 @@ def build(config: ConfigDict) -> VAERecipe:
   return VAERecipe(
     config=config,
     vae=config_lib.build(VideoVAE, config.model),
-    discriminator=Discriminator(),
+    discriminator=PatchDiscriminator(),
     weights=weights,
     lpips=LPIPS.load("vgg") if weights.lpips else None,
     trainable=config.trainable,

@@ -12,10 +12,10 @@ import os
 # Before MuJoCo is imported anywhere below: render without a display.
 os.environ.setdefault("MUJOCO_GL", "egl")
 # Mesa's software rasteriser would otherwise start a thread per core in every worker process.
-os.environ.setdefault("LP_NUM_THREADS", "1")
+os.environ.setdefault("LP_NUM_THREADS", "0")
 
 from sora_jax.worlds import captions  # noqa: E402
-from sora_jax.worlds.render import Clip, render  # noqa: E402
+from sora_jax.worlds.film import Clip, render  # noqa: E402
 from sora_jax.worlds.sampling import sample_spec  # noqa: E402
 from sora_jax.worlds.source import WorldSource  # noqa: E402
 from sora_jax.worlds.spec import Camera, Fixture, Spec, Thing  # noqa: E402

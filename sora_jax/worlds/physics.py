@@ -1,7 +1,7 @@
 """Where everything is at any time: MuJoCo's physics, or a closed formula for periodic paths.
 
-The physics runs on its own fixed grid of time, whatever the frame rate, and frames interpolate it:
-the same spec moves the same way at 8 and at 60 frames per second.
+The physics runs on its own fixed grid of time, whatever the frame rate, and frames between its
+steps interpolate them: the same spec moves the same way at 8 and at 60 frames per second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sora_jax.worlds import shapes
 from sora_jax.worlds.spec import Spec, Thing
 
 STEP = 1 / 480  # seconds
-STEPS_PER_SAMPLE = 8  # contacts and poses are recorded at 60 Hz
+TICK = 8  # steps between looks at the contacts, and between moves of a paddle: 60 Hz
 _QUIET = 0.1  # seconds without contact after which a touch is a new event
 
 
@@ -83,9 +83,9 @@ def _follow(spec: Spec, times: np.ndarray, clip_seconds: float) -> Motion:
   fixtures = fixtures.reshape(len(times), len(spec.fixtures), 3)
   if "stop" in path:
     # Constant speed, then a smooth stop over the last third of the way.
-    way, speed = _brake(times / path["time"])
+    way, pace = _brake(times / path["time"])
     position[:, 0, 0] = path["go"] + (path["stop"] - path["go"]) * way
-    velocity[:, 0, 0] = (path["stop"] - path["go"]) * speed / path["time"]
+    velocity[:, 0, 0] = (path["stop"] - path["go"]) * pace / path["time"]
     return Motion(position, rotation, velocity, spin, fixtures, ())
   rate = 2 * np.pi / period(spec, clip_seconds)
   angle = path["direction"] * (rate * times) + path["phase"]
@@ -216,68 +216,86 @@ def _simulate(spec: Spec, times: np.ndarray, watch: bool) -> Motion:
   mujoco.mj_forward(model, data)
   things = [model.body(str(i)).id for i in range(len(spec.things))]
   owner: dict[int, int | str] = {0: "floor"} | {b: i for i, b in enumerate(things)}
-  mocap = {}
+  paddles = {}
   for i, item in enumerate(spec.fixtures):
     if item.kind in ("wall", "paddle"):
       body = model.body(f"f{i}")
       owner[body.id] = item.kind
       if item.kind == "paddle":
-        mocap[i] = int(body.mocapid[0])
-  samples = int(np.ceil(times[-1] / (STEP * STEPS_PER_SAMPLE) - 1e-9)) + 1
-  grid = np.arange(samples + 1) * (STEP * STEPS_PER_SAMPLE)
-  pose = np.empty((samples + 1, len(things), 7))
-  speed = np.empty((samples + 1, len(things), 6))
-  fixtures = np.empty((samples + 1, len(spec.fixtures), 3))
-  fixtures[:] = np.array([x.position for x in spec.fixtures]).reshape(-1, 3)
-  last: dict[tuple[int, int], float] = {}
-  contacts = []
-  xpos, xquat, cvel = data.xpos, data.xquat, data.cvel
-  for row, time in enumerate(grid):
-    pose[row, :, :3], pose[row, :, 3:] = xpos[things], xquat[things]
+        paddles[i] = int(body.mocapid[0])
+  low, mix = _grid(times)
+  wanted = sorted({int(k) for k in low} | {int(k) + 1 for k in low[mix > 0]})
+  stops = set(wanted)
+  if watch or paddles:
+    stops |= set(range(0, wanted[-1] + 1, TICK))
+  poses, touches = {}, _Touches(owner)
+  position, rotation, speed = data.xpos, data.xquat, data.cvel
+  step = 0
+  for stop in sorted(stops):
+    if stop > step:
+      mujoco.mj_step(model, data, nstep=stop - step)
+      step = stop
     # cvel is (spin, velocity of the subtree's centre of mass), which is the body's own here.
-    speed[row] = cvel[things]
-    for body_a, body_b in _touching(model, data) if watch else ():
-      pair = (min(body_a, body_b), max(body_a, body_b))
-      if time - last.get(pair, -np.inf) > _QUIET:
-        contacts += _event(time, owner[pair[0]], owner[pair[1]])
-      last[pair] = time
-    for i, slot in mocap.items():
-      fixtures[row, i, 0] = spec.fixtures[i].position[0] + _paddle(spec, time)
-      data.mocap_pos[slot, 0] = spec.fixtures[i].position[0] + _paddle(
-        spec, time + STEP * STEPS_PER_SAMPLE
-      )
-    mujoco.mj_step(model, data, nstep=STEPS_PER_SAMPLE)
-  return _resample(grid, times, pose, speed, fixtures, contacts)
+    poses[stop] = np.concatenate([position[things], rotation[things], speed[things]], -1)
+    if stop % TICK == 0:
+      if watch:
+        touches.update(stop * STEP, _touching(model, data))
+      for i, slot in paddles.items():
+        x = spec.fixtures[i].position[0]
+        data.mocap_pos[slot, 0] = x + _paddle(spec, (stop + TICK) * STEP)
+  first = np.stack([poses[int(k)] for k in low])
+  second = np.stack([poses[int(k) + (m > 0)] for k, m in zip(low, mix, strict=True)])
+  pose = _blend(first, second, mix[:, None, None])
+  fixtures = np.tile([x.position for x in spec.fixtures], (len(times), 1, 1)).astype(float)
+  fixtures = fixtures.reshape(len(times), len(spec.fixtures), 3)
+  for i in paddles:
+    fixtures[:, i, 0] += [_paddle(spec, t) for t in times]
+  contacts = tuple(c for c in touches.contacts if c.time <= times[-1])
+  return Motion(pose[..., :3], pose[..., 3:7], pose[..., 10:], pose[..., 7:10], fixtures, contacts)
 
 
-def _touching(model: mujoco.MjModel, data: mujoco.MjData):
+def _grid(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The physics step at or before each time, and how far the time is on the way to the next."""
+  at = times / STEP
+  nearest = np.round(at)
+  at = np.where(np.abs(at - nearest) < 1e-6, nearest, at)
+  low = np.floor(at)
+  return low.astype(int), at - low
+
+
+def _blend(first: np.ndarray, second: np.ndarray, mix: np.ndarray) -> np.ndarray:
+  """Interpolates rows of position, quaternion, spin, velocity."""
+  turn = slice(3, 7)
+  flip = (first[..., turn] * second[..., turn]).sum(-1, keepdims=True) < 0
+  second[..., turn] *= np.where(flip, -1, 1)
+  out = first * (1 - mix) + second * mix
+  out[..., turn] /= np.linalg.norm(out[..., turn], axis=-1, keepdims=True)
+  return out
+
+
+def _touching(model: mujoco.MjModel, data: mujoco.MjData) -> set[tuple[int, int]]:
+  """Pairs of bodies in contact."""
   if not data.ncon:
     return set()
-  return {tuple(model.geom_bodyid[pair]) for pair in data.contact.geom[: data.ncon]}
+  return {(a, b) for a, b in model.geom_bodyid[data.contact.geom].tolist()}
 
 
-def _event(time: float, a: int | str, b: int | str) -> list[Contact]:
-  if isinstance(a, str) and isinstance(b, str):
-    return []
-  if isinstance(a, str):
-    a, b = b, a
-  return [Contact(float(time), a, b)]
+class _Touches:
+  """Turns touching pairs of bodies into events: the moments when a touch begins."""
 
+  def __init__(self, owner: dict[int, int | str]):
+    self.owner = owner
+    self.last: dict[tuple[int, int], float] = {}
+    self.contacts: list[Contact] = []
 
-def _resample(grid, times, pose, speed, fixtures, contacts) -> Motion:
-  at = np.clip(times / grid[1], 0, len(grid) - 1 - 1e-9)
-  low = at.astype(int)
-  mix = (at - low)[:, None, None]
+  def update(self, time: float, pairs: set[tuple[int, int]]) -> None:
+    for pair in sorted({(min(p), max(p)) for p in pairs}):
+      if time - self.last.get(pair, -np.inf) > _QUIET:
+        self._add(time, self.owner[pair[0]], self.owner[pair[1]])
+      self.last[pair] = time
 
-  def blend(x):
-    return x[low] * (1 - mix) + x[low + 1] * mix
-
-  first, second = pose[low, :, 3:], pose[low + 1, :, 3:]
-  second = second * np.where((first * second).sum(-1, keepdims=True) < 0, -1, 1)
-  rotation = first * (1 - mix) + second * mix
-  rotation /= np.linalg.norm(rotation, axis=-1, keepdims=True)
-  return Motion(
-    position=blend(pose[..., :3]), rotation=rotation, velocity=blend(speed[..., 3:]),
-    spin=blend(speed[..., :3]), fixtures=blend(fixtures),
-    contacts=tuple(c for c in contacts if c.time <= times[-1]),
-  )  # fmt: skip
+  def _add(self, time: float, a: int | str, b: int | str) -> None:
+    if isinstance(a, str):
+      a, b = b, a
+    if not isinstance(a, str):
+      self.contacts.append(Contact(float(time), a, b))

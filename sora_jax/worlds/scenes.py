@@ -41,10 +41,10 @@ class Draw:
     return -1.0 if self.motion.endswith("left") else 1.0
 
   def main(self, position, **fields) -> Thing:
+    x, y, z = map(float, position)
     return Thing(
-      self.shape, self.colour, self.size, self.scale, tuple(map(float, position)),
-      role="main", **fields,
-    )  # fmt: skip
+      self.shape, self.colour, self.size, self.scale, (x, y, z), role="main", **fields
+    )
 
 
 Rng = np.random.Generator
@@ -145,13 +145,14 @@ def occlusion(rng: Rng, draw: Draw) -> Parts:
   start = -draw.side * (1.9 - extent)
   # As seen from the camera, what is further away moves less: aim at the wall's shadow line.
   hidden = wall_x * (1 + 0.16 * (y - wall_y))
+  path: tuple[tuple[str, float], ...] = ()
   if draw.motion == "hides":
     side = rng.choice([-1, 1])
     start = -side * (1.9 - extent)
     velocity, path = 0.0, (("go", start), ("stop", hidden), ("time", 0.62 * draw.duration))
   else:
     stop = -start
-    velocity, path = (stop - start) / draw.duration * rng.uniform(0.97, 1.06), ()
+    velocity = (stop - start) / draw.duration * rng.uniform(0.97, 1.06)
   main = draw.main(
     (start, y, z), velocity=(velocity, 0.0, 0.0), yaw=_yaw(rng, draw.shape),
     body="path" if path else sliding(draw.shape),

@@ -10,7 +10,7 @@ import numpy as np
 
 from sora_jax.errors import UserError
 from sora_jax.worlds import captions
-from sora_jax.worlds.render import check_size, render
+from sora_jax.worlds.film import check_size, render
 from sora_jax.worlds.sampling import DEFAULT_DURATION, sample_spec
 from sora_jax.worlds.spec import Spec
 from sora_jax.worlds.vocabulary import SCENES, SPLITS

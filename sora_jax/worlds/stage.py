@@ -94,8 +94,8 @@ def _build_model() -> mujoco.MjModel:
   for name, (vertices, normals, faces) in meshes.items():
     coords = ""
     if name == "sky":
-      coords = np.stack([vertices[:, 0] * 0, vertices[:, 2] / vertices[:, 2].max()], -1)
-      coords = f'texcoord="{_join(coords)}"'
+      height = vertices[:, 2] / vertices[:, 2].max()
+      coords = f'texcoord="{_join(np.stack([0 * height, height], -1))}"'
     assets.append(
       f'<mesh name="{name}" inertia="shell" vertex="{_join(vertices)}" '
       f'normal="{_join(normals)}" face="{_join(faces)}" {coords}/>'
@@ -200,20 +200,19 @@ class Stage:
     self.scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = on
     self.scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = on
 
-  def shoot(self, height: int, width: int, depth: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Renders the scene: uint8 h w 3, and metres h w (FAR where there is nothing)."""
+  def shoot(self, height: int, width: int, depth: np.ndarray | None = None) -> np.ndarray:
+    """Renders the scene: uint8 h w 3. Fills `depth` (float32 h w) with metres along the view."""
     self._fit(height, width)
     rect = mujoco.MjrRect(0, 0, width, height)
     rgb = np.empty((height, width, 3), np.uint8)
-    z = np.empty((height, width), np.float32) if depth else None
     mujoco.mjr_render(rect, self.scene, self.render)
-    mujoco.mjr_readPixels(rgb, z, rect, self.render)
-    if z is not None:
-      # MuJoCo reverses the depth range of its offscreen buffer where the driver allows it.
-      z = self._metres(z[::-1])
-    return rgb[::-1], z
+    mujoco.mjr_readPixels(rgb, depth, rect, self.render)
+    if depth is not None:
+      depth[:] = self._metres(depth[::-1])
+    return rgb[::-1]
 
   def _metres(self, z: np.ndarray) -> np.ndarray:
+    # MuJoCo reverses the depth range of its offscreen buffer where the driver allows it.
     if self.render.readDepthMap == mujoco.mjtDepthMap.mjDEPTH_ZERONEAR:
       ndc = 2 * z - 1
     else:

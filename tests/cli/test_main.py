@@ -71,6 +71,9 @@ def test_interrupts_and_a_full_disk(verb, capsys):
   verb(_raise(OSError(errno.ENOSPC, "No space left on device", "out.mp4")))
   assert cli.main(ARGS) == 2
   assert "The disk with out.mp4 is full" in capsys.readouterr().err
+  verb(_raise(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes")))
+  assert cli.main(ARGS) == 2
+  assert "smaller batch" in capsys.readouterr().err
   verb(_raise(OSError(errno.EIO, "Input/output error")))
   with pytest.raises(OSError, match="Input/output"):
     cli.main(ARGS)
@@ -103,6 +106,34 @@ def test_overrides_reach_the_verb(verb):
   assert seen.overrides == ["a.b=1", "c=x y"]
 
 
+@pytest.mark.parametrize(("stopped", "status"), [(None, 0), ("SIGINT", 130), ("SIGTERM", 143)])
+def test_train_hands_the_config_to_the_loop(monkeypatch, tmp_path, capsys, stopped, status):
+  from sora_jax.train import loop
+
+  path = tmp_path / "toy.py"
+  path.write_text(
+    "from ml_collections import ConfigDict\n"
+    "def get_config(arg=''):\n"
+    "  return ConfigDict({'arg': arg, 'optim': {'lr': 1.0}})\n"
+  )
+
+  def fit(config, workdir):
+    summary = {"lr": config.optim.lr, "arg": config.arg, "workdir": workdir, "stopped": stopped}
+    return summary | {"step": 3, "loss": 0.5, "skipped": 0, "compilations": 1}
+
+  monkeypatch.setattr(loop, "fit", fit)
+  argv = ["train", f"--config={path}:smoke", "--config.optim.lr=2", "--workdir", "w", "--json"]
+  if stopped == "SIGTERM":
+    with pytest.raises(SystemExit) as stop:
+      cli.main(argv)
+    assert stop.value.code == status
+    return
+  assert cli.main(argv) == status
+  if not stopped:
+    result = json.loads(capsys.readouterr().out)
+    assert (result["lr"], result["arg"], result["workdir"]) == (2.0, "smoke", "w")
+
+
 def test_help_and_version(capsys):
   for argv in (["--help"], ["train", "--help"], ["--version"]):
     with pytest.raises(SystemExit) as stop:
@@ -112,6 +143,8 @@ def test_help_and_version(capsys):
 
 
 def test_help_does_not_import_jax():
-  code = "import sys; from sora_jax.cli import main; main.make_parser(); print('jax' in sys.modules)"
+  code = (
+    "import sys; from sora_jax.cli import main; main.make_parser(); print('jax' in sys.modules)"
+  )
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert result.stdout.strip() == "False"

@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from sora_jax.errors import UserError
+from sora_jax.models.discriminator import PatchDiscriminator
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder
 from sora_jax.models.tokens import Tokens
@@ -79,15 +80,22 @@ def _text(key):
   return TextEncoder(vocabulary=1000).init(key, jnp.zeros((1, 6), jnp.int32))
 
 
-@pytest.mark.parametrize("init", [_dit, _vae, _text])
-def test_every_large_parameter_matches_a_rule(init):
+def _discriminator(key):
+  video = jnp.zeros((1, 5, 16, 16, 3))
+  return {"discriminator": PatchDiscriminator().init(key, video)["params"]}
+
+
+@pytest.mark.parametrize(
+  ("init", "count"), [(_dit, 10), (_vae, 6), (_text, 6), (_discriminator, 2)]
+)
+def test_every_large_parameter_matches_a_rule(init, count):
   tree = jax.eval_shape(init, jax.random.key(0))
   sizes = {
     sharding.path_string(path): leaf.size
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
   large = {path for path, size in sizes.items() if size > LARGE}
-  assert len(large) > 5
+  assert len(large) >= count
   rules = {path: sharding.find_rule(path) for path in large}
   assert [path for path, rule in rules.items() if rule is None or rule[1] == P()] == []
 

@@ -161,7 +161,9 @@ CONFIG = {"seed": 1, "optim": {"lr": 1e-3}, "train": {"steps": 10, "keep": 2}, "
 
 def test_a_workdir_belongs_to_its_config(tmp_path):
   workdir = tmp_path / "a" / "b"
+  checkpoint.claim(workdir, ConfigDict(CONFIG | {"seed": 5}))  # nothing trained yet
   checkpoint.claim(workdir, ConfigDict(CONFIG))
+  (workdir / "checkpoints" / "4").mkdir(parents=True)
   assert json.loads((workdir / "config.json").read_text())["optim"]["lr"] == 1e-3
   checkpoint.claim(workdir, ConfigDict(CONFIG))
   checkpoint.claim(workdir, ConfigDict(CONFIG | {"train": {"steps": 99, "keep": 5}}))

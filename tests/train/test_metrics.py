@@ -38,6 +38,23 @@ def test_means_between_lines_leave_out_bad_steps(tmp_path, rng):
   assert all(line["samples_per_second"] > 0 and 0 <= line["data_wait"] <= 1 for line in lines[2:])
 
 
+def test_a_checkpoint_between_lines_leaves_the_same_lines(tmp_path, rng):
+  losses = rng.normal(size=9)
+  found = []
+  for pieces in ([range(1, 10)], [range(1, 5), range(5, 10)]):  # in one run, or killed after 4
+    for piece in pieces:
+      report = metrics.Metrics(tmp_path, piece[0] - 1, steps=9, batch_size=2, log_every=3)
+      for i in piece:
+        report.step(i, _values(losses[i - 1]), [])
+        if i == 4:
+          report.cut(i)
+      report.flush()
+      report.close()
+    found.append({line["step"]: line["loss"] for line in _lines(tmp_path)})
+    metrics.truncate(tmp_path / "metrics.jsonl", 0)
+  assert found[0] == found[1] and sorted(found[0]) == [3, 4, 6, 9]
+
+
 def test_values_come_one_step_late(tmp_path):
   report = metrics.Metrics(tmp_path, step=0, steps=3, batch_size=1, log_every=1)
   assert report.step(1, _values(1.0), []) == {}

@@ -110,7 +110,13 @@ def test_split_and_merge_are_inverse(rng):
 def test_weight_decay_spares_vectors_tables_and_modulation(rng):
   params = _tree(rng)
   zero = jax.tree.map(jnp.zeros_like, params)
-  section = {"decay": 0.1, "lr": 0.5, "warmup": 0, "schedule": "constant", "decay_exclude": "pieces"}
+  section = {
+    "decay": 0.1,
+    "lr": 0.5,
+    "warmup": 0,
+    "schedule": "constant",
+    "decay_exclude": "pieces",
+  }
   after, _ = _update(optim.build(section, params, 10), params, zero)
   decayed = {p for p, x in _flat(after).items() if not np.array_equal(x, _flat(params)[p])}
   assert "text/pieces" not in decayed and "patch_out/kernel" in decayed
@@ -126,7 +132,11 @@ def test_lr_multipliers_scale_updates_by_path(rng):
   plain, _ = _update(optim.build(section, params, 10), params, grads)
   section["lr_multipliers"] = (("pieces", 0.25), ("text/", 3.0))
   scaled, _ = _update(optim.build(section, params, 10), params, grads)
-  for path, factor in {"text/pieces": 0.25, "text/mlp_0/up/kernel": 3.0, "blocks/modulation": 1.0}.items():
+  for path, factor in {
+    "text/pieces": 0.25,
+    "text/mlp_0/up/kernel": 3.0,
+    "blocks/modulation": 1.0,
+  }.items():
     move = lambda tree, path=path: np.asarray(_flat(tree)[path] - _flat(params)[path])  # noqa: E731
     np.testing.assert_allclose(move(scaled), factor * move(plain), rtol=1e-3, atol=1e-6)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from sora_jax.errors import UserError
 from sora_jax.typing import Clip as ClipArray
+from sora_jax.typing import Float
 from sora_jax.worlds import looks, physics, shapes
 from sora_jax.worlds.spec import Camera, Fixture, Spec, Thing
 from sora_jax.worlds.stage import Geom, Stage, Sun, View, on_stage
@@ -68,7 +69,7 @@ def render(
   need_passes = truth or spec.look in ("line", "pixel")
   shots = on_stage(_shoot, spec, motion, views, height, width, need_passes)
   scale = supersampling(height, width)
-  video = _apply_look(spec, *shots, scale)
+  video = _apply_look(spec, shots, scale)
   if not truth:
     return Clip(video, {})
   from sora_jax.worlds.truth import gather
@@ -101,13 +102,14 @@ def view(camera: Camera, progress: float, height: int, width: int) -> View:
   return View(position, forward, up / np.linalg.norm(up), float(tangent))
 
 
-def _matrix(quaternion: np.ndarray) -> np.ndarray:
-  w, x, y, z = quaternion
-  return np.array([
+def _matrices(quaternion: Float[np.ndarray, "t 4"]) -> Float[np.ndarray, "t 3 3"]:
+  w, x, y, z = quaternion.T
+  rows = [
     [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
     [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
     [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-  ])  # fmt: skip
+  ]
+  return np.moveaxis(np.array(rows), -1, 0)
 
 
 _EYE = np.eye(3)
@@ -157,95 +159,93 @@ def _footprint(thing: Thing) -> tuple[float, float]:
   return unit[0] * thing.scale, unit[1] * thing.scale
 
 
-def _shadow(thing: Thing, spec: Spec, position, rotation, layer: int):
+Track = tuple[np.ndarray, np.ndarray]  # positions t 3, matrices t 3 3
+
+
+def _shadows(thing: Thing, spec: Spec, position, rotation) -> list[Track]:
   """A soft contact shadow: translucent discs that spread and drift as the thing rises."""
-  rise = max(0.0, position[2] - shapes.rest_height(thing.shape, thing.scale))
-  grow = (1 + 0.12 * rise) * _SHADOWS[layer][0]
+  rise = np.maximum(0.0, position[:, 2] - shapes.rest_height(thing.shape, thing.scale))
+  heading = np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0])
+  c, s, o = np.cos(heading), np.sin(heading), np.zeros_like(heading)
   rx, ry = _footprint(thing)
-  heading = np.arctan2(rotation[1, 0], rotation[0, 0])
-  c, s = np.cos(heading), np.sin(heading)
-  matrix = np.array([[c * rx, -s * ry, 0], [s * rx, c * ry, 0], [0, 0, 1]]) * grow
+  rows = [[c * rx, -s * ry, o], [s * rx, c * ry, o], [o, o, o + 1]]
+  matrix = np.moveaxis(np.array(rows), -1, 0) * (1 + 0.12 * rise)[:, None, None]
   lift = 0.12 * thing.scale + 0.25 * rise
-  at = np.array(
-    [
-      position[0] + lift * np.sin(spec.sun), position[1] + lift * np.cos(spec.sun),
-      0.004 + 0.003 * layer,
-    ]
-  )  # fmt: skip
-  return at, matrix
+  x = position[:, 0] + lift * np.sin(spec.sun)
+  y = position[:, 1] + lift * np.cos(spec.sun)
+  return [
+    (np.stack([x, y, o + 0.004 + 0.003 * layer], -1), matrix * size)
+    for layer, (size, _) in enumerate(_SHADOWS)
+  ]
 
 
-def _string(pivot: np.ndarray, bob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _string(pivot: np.ndarray, bob: np.ndarray) -> Track:
+  """A thin box from the pivots to the bobs, t 3 each."""
   along = bob - pivot
-  length = np.linalg.norm(along)
+  length = np.linalg.norm(along, axis=-1, keepdims=True)
   z = along / length
   x = np.cross([0.0, 1.0, 0.0], z)
-  x /= np.linalg.norm(x)
+  x /= np.linalg.norm(x, axis=-1, keepdims=True)
   return (pivot + bob) / 2, np.stack([0.035 * x, 0.035 * np.cross(z, x), z * length / 2], -1)
 
 
 class _Cast:
-  """The moving geoms of a clip and where they stand in the scene's list."""
+  """All geoms of a clip, and where they are in each frame; `only` leaves a single thing."""
 
-  def __init__(self, spec: Spec, motion: physics.Motion, shadows: bool, only: int | None = None):
-    self.spec, self.motion = spec, motion
-    self.geoms, self.sun = _base(spec)
-    self.movers = []
-    if only is not None:
-      self.geoms = []
+  def __init__(self, spec: Spec, motion: physics.Motion, only: int | None = None):
+    base, self.sun = _base(spec)
+    self.geoms: list[Geom] = [] if only is not None else base
+    self.tracks: list[tuple[int, Track]] = []
+    frames = len(motion.position)
+    shadows = []
     for i, thing in enumerate(spec.things):
       if only not in (None, i):
         continue
       geom, scale = _thing_geom(thing, THING + i)
-      self._add(geom, self._thing(i, scale))
-    if only is None:
-      for i, item in enumerate(spec.fixtures):
-        self._add(_fixture_geom(item), self._fixture(i, item))
-    if shadows:
-      for i, thing in enumerate(spec.things):
-        for layer, (_, alpha) in enumerate(_SHADOWS):
-          geom = Geom("disc", np.zeros(3), _EYE, (0.0, 0.0, 0.0, alpha), identity=-1)
-          self._add(geom, self._shade(i, thing, layer))
+      rotation = _matrices(motion.rotation[:, i])
+      self._add(geom, (motion.position[:, i], rotation @ scale))
+      shadows.append(_shadows(thing, spec, motion.position[:, i], rotation))
+    if only is not None:
+      return
+    for i, item in enumerate(spec.fixtures):
+      track = (motion.fixtures[:, i], np.tile(_EYE, (frames, 1, 1)))
+      if item.kind == "string":
+        track = _string(motion.fixtures[:, i], motion.position[:, 0])
+      self._add(_fixture_geom(item), track)
+    for layers in shadows:
+      for track, (_, alpha) in zip(layers, _SHADOWS, strict=True):
+        geom = Geom("disc", np.zeros(3), _EYE, (0.0, 0.0, 0.0, alpha), identity=-1)
+        self._add(geom, track)
 
-  def _add(self, geom: Geom, where) -> None:
-    self.movers.append((len(self.geoms), where))
+  def _add(self, geom: Geom, track: Track) -> None:
+    geom.position, geom.matrix = track[0][0], track[1][0]
+    if np.ptp(track[0], axis=0).any() or np.ptp(track[1], axis=0).any():
+      self.tracks.append((len(self.geoms), track))
     self.geoms.append(geom)
 
-  def _thing(self, i, scale):
-    return lambda t: (self.motion.position[t, i], _matrix(self.motion.rotation[t, i]) @ scale)
-
-  def _fixture(self, i, item):
-    if item.kind == "string":
-      return lambda t: _string(self.motion.fixtures[t, i], self.motion.position[t, 0])
-    return lambda t: (self.motion.fixtures[t, i], _EYE)
-
-  def _shade(self, i, thing, layer):
-    return lambda t: _shadow(
-      thing, self.spec, self.motion.position[t, i], _matrix(self.motion.rotation[t, i]), layer
-    )
-
   def place(self, stage: Stage, t: int) -> None:
-    for index, where in self.movers:
-      position, matrix = where(t)
-      stage.move(index, position, matrix)
+    for index, (position, matrix) in self.tracks:
+      stage.move(index, position[t], matrix[t])
 
 
-def _shoot(stage: Stage, spec, motion, views, height, width, passes):
-  """Colour, segmentation and depth at the rendering resolution (the latter two on request)."""
+def _shoot(
+  stage: Stage, spec, motion, views, height, width, passes
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Colour, segmentation and depth at the rendering resolution; the latter empty unless asked."""
   scale = supersampling(height, width)
   shape = (len(views), height * scale, width * scale)
   video = np.empty((*shape, 3), np.uint8)
-  ids = np.empty(shape, np.uint8) if passes else None
-  depth = np.empty(shape, np.float32) if passes else None
-  cast = _Cast(spec, motion, shadows=True)
+  kept = shape if passes else (0, 0, 0)
+  ids, depth = np.empty(kept, np.uint8), np.empty(kept, np.float32)
+  cast = _Cast(spec, motion)
   stage.fill(cast.geoms, cast.sun)
   for t, v in enumerate(views):
     cast.place(stage, t)
     stage.look(v, width / height)
-    video[t], _ = stage.shoot(*shape[1:], depth=False)
+    video[t] = stage.shoot(*shape[1:])
     if passes:
       stage.segment(True)
-      colours, depth[t] = stage.shoot(*shape[1:], depth=True)
+      colours = stage.shoot(*shape[1:], depth[t])
       ids[t] = np.maximum(colours[..., 0], 1) - 1
       stage.segment(False)
   return video, ids, depth
@@ -257,18 +257,19 @@ def _visibility(stage: Stage, spec, motion, views, height, width) -> np.ndarray:
   alone = np.zeros((len(views), len(spec.things)), np.int64)
   stage.segment(True)
   for i in range(len(spec.things)):
-    cast = _Cast(spec, motion, shadows=False, only=i)
+    cast = _Cast(spec, motion, only=i)
     stage.fill(cast.geoms, cast.sun)
     for t, v in enumerate(views):
       cast.place(stage, t)
       stage.look(v, width / height)
-      colours, _ = stage.shoot(height * scale, width * scale, depth=False)
+      colours = stage.shoot(height * scale, width * scale)
       alone[t, i] = (colours[..., 0] == THING + i + 1).sum()
   stage.segment(False)
   return alone
 
 
-def _apply_look(spec: Spec, video, ids, depth, scale: int) -> ClipArray:
+def _apply_look(spec: Spec, shots: tuple[np.ndarray, ...], scale: int) -> ClipArray:
+  video, ids, depth = shots
   if spec.look == "line":
     palette = np.full((THING + len(spec.things), 3), 0.5)
     palette[THING:] = [COLOURS[thing.colour] for thing in spec.things]

@@ -1,0 +1,70 @@
+r"""The transformer of the shipped checkpoint `toy`: text to video at 64 px, 17 frames.
+
+Needs the autoencoder of configs/vae_toy.py; renders and encodes its training clips the first time.
+
+  sora-jax train --config=configs/toy.py --config.vae=runs/vae/export --workdir runs/toy
+
+On your own videos (mp4 files with captions in .txt files beside them):
+
+  sora-jax train --config=configs/toy.py --config.vae=toy --config.data.sources.worlds.weight=0 \
+      --config.data.sources.folder.weight=1 --config.data.sources.folder.path=DIR --workdir runs/own
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The full run, or `smoke`: seconds on a CPU, with the shipped autoencoder."""
+  config = ConfigDict(dict(
+    recipe="t2v",
+    seed=0,
+    init_from="",
+    vae="toy",
+    model=dict(
+      width=256, layers=8, heads=4, mlp_width=1024, text_width=256, channels=16, patch=(1, 2, 2),
+      cond_features=4, dtype="bfloat16",
+    ),
+    text=dict(width=256, layers=2, heads=4, length=48, dtype="bfloat16"),
+    mixture=dict(
+      weights=dict(none=0.50, first=0.15, prefix=0.10, stretch=0.10, spatial=0.05, noise=0.10),
+      images=0.2,
+      text_dropout=0.1,
+    ),
+    levels=dict(mean=0.0, std=1.0, shift=1.0, reference_tokens=80, uniform=0.1),
+    packing=dict(length=256, cond_rows=16, prompts=8),
+    data=dict(
+      cache="data/latents",
+      clips=20_000,
+      frames=17,
+      size=(64, 64),
+      fps=8.0,
+      samples=64,  # drawn per step; train.batch_size sequences hold them
+      sources=dict(
+        worlds=dict(weight=1.0, count=1_000_000, seed=1),
+        folder=dict(weight=0.0, path=""),
+        manifest=dict(weight=0.0, path=""),
+        tfds=dict(weight=0.0, source=""),
+      ),
+    ),
+    optim=dict(
+      name="muon", lr=2e-3, warmup=100, schedule="linear", decay=0.01, clip=1.0, ema_decay=0.999
+    ),
+    train=dict(
+      steps=6000, batch_size=19, accumulate=1, log_every=20, checkpoint_every=500,
+      preview_every=1000, keep=2,
+    ),
+    preview=(
+      "a red ball rolls from left to right",
+      "a blue cube falls to the floor",
+      "a green cone slides behind the wall and comes out on the right",
+      "a yellow cylinder swings back and forth",
+    ),
+  ))  # fmt: skip
+  if arg == "smoke":
+    config.model.update(width=64, layers=2, heads=2, mlp_width=128, text_width=64)
+    config.text.update(width=64, layers=1, heads=2)
+    config.data.update(clips=16, samples=6)
+    config.train.update(steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4)
+  elif arg:
+    raise ValueError(f"configs/toy.py takes smoke, not {arg!r}")
+  return config

@@ -1,0 +1,136 @@
+"""What a suite hands back, and how it is stored: numbers with their spread, count and origin."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sora_jax.errors import UserError
+
+Number = dict[str, Any]
+
+
+@dataclass
+class Results:
+  """`metrics`: nested dicts that end in numbers; `rows`: one dict per clip, for results.jsonl."""
+
+  metrics: dict[str, Any] = field(default_factory=dict)
+  rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def proportion(flags: Iterable[bool]) -> Number:
+  """Share of true flags with Wilson's 95 % interval (Wilson 1927)."""
+  values = [bool(flag) for flag in flags]
+  n = len(values)
+  if not n:
+    return {"mean": None, "n": 0}
+  p, z = sum(values) / n, 1.959964
+  centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+  half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+  # At the ends the bound is the share itself, up to rounding.
+  return {
+    "mean": p,
+    "low": max(0.0, min(p, centre - half)),
+    "high": min(1.0, max(p, centre + half)),
+    "n": n,
+  }
+
+
+def flat(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Number]]:
+  """The numbers of nested metrics with their slash-joined names."""
+  out = []
+  for name, value in metrics.items():
+    path = f"{prefix}/{name}" if prefix else name
+    if isinstance(value, Mapping) and "mean" not in value:
+      out += flat(value, path)
+    else:
+      out.append((path, dict(value) if isinstance(value, Mapping) else {"mean": value}))
+  return out
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+  """Text with a line per number: name, value, spread, count."""
+  lines = []
+  for name, number in flat(metrics):
+    value = number["mean"]
+    shown = "-" if value is None or math.isnan(value) else f"{value:.4g}"
+    if "low" in number:
+      spread = f"{number['low']:.4g} .. {number['high']:.4g}"
+    else:
+      std = number.get("std")
+      spread = "" if std is None or math.isnan(std) else f"± {std:.3g}"
+    count = f"n={number['n']}" if "n" in number else ""
+    lines.append((name, shown, spread, count))
+  widths = [max(len(line[i]) for line in lines) for i in range(4)]
+  return "\n".join(
+    "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    for line in lines
+  )
+
+
+def commit() -> str | None:
+  """The commit of the checkout this package is in, with "+" if it was changed; else its version."""
+  here = Path(__file__).parent
+  try:
+    git = lambda *args: subprocess.run(  # noqa: E731
+      ["git", "-C", str(here), *args], capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+  except (OSError, subprocess.SubprocessError):
+    try:
+      return metadata.version("sora_jax")
+    except metadata.PackageNotFoundError:
+      return None
+
+
+def open_folder(path: str | os.PathLike[str]) -> Path:
+  """The output folder, made if only its last part is missing.
+
+  Raises:
+    UserError: its parent does not exist, or it is a file.
+  """
+  folder = Path(path)
+  if folder.is_file():
+    raise UserError(f"{folder} is a file; give a folder for --out.")
+  if not folder.is_dir():
+    if not folder.absolute().parent.is_dir():
+      raise UserError(f"The folder {folder.absolute().parent} does not exist; make it first.")
+    folder.mkdir()
+  return folder
+
+
+def store(folder: Path, results: Results, origin: Mapping[str, Any]) -> None:
+  """Writes metrics.json (with `origin`: command, commit, seed...) and results.jsonl, atomically."""
+  rows = "".join(json.dumps(clean(row)) + "\n" for row in results.rows)
+  _write(folder / "results.jsonl", rows)
+  document = {**origin, "metrics": clean(results.metrics)}
+  _write(folder / "metrics.json", json.dumps(document, indent=2) + "\n")
+
+
+def clean(value: Any) -> Any:
+  """`value` with NaN as None (JSON has no NaN) and plain Python numbers."""
+  if isinstance(value, Mapping):
+    return {key: clean(child) for key, child in value.items()}
+  if isinstance(value, list | tuple):
+    return [clean(child) for child in value]
+  if hasattr(value, "item"):
+    value = value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _write(path: Path, text: str) -> None:
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    temporary.write_text(text)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""The path from prompt to pixels, on a tiny model with random weights."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax.errors import UserError
+from sora_jax.generate import model as generate
+from sora_jax.interop import minilm, native
+from sora_jax.models.dit import DiT
+from sora_jax.models.text import TextEncoder
+from sora_jax.models.vae import VideoVAE
+from sora_jax.train.t2v import blank_tokens
+
+CONFIG = {
+  "vae": dict(
+    z_channels=4, widths=[8, 8, 8], latent_mean=[0.1, -0.2, 0.0, 0.3],
+    latent_std=[1.0, 0.5, 2.0, 1.0],
+  ),
+  "transformer": dict(
+    width=48, layers=2, heads=2, mlp_width=64, text_width=32, channels=4, cond_features=4
+  ),
+  "text": dict(vocabulary=12_000, width=32, layers=1, heads=2, length=16),
+  "known_words": ["a", "ball", "red"],
+  "sampling": dict(steps=6, guidance=2.0, frames=5, size=[32, 32], fps=8.0),
+}  # fmt: skip
+
+
+def perturbed(params, key):
+  """Random numbers everywhere: zero-initialised gates would make every prompt alike."""
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(key, len(leaves))
+  noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  return jax.tree.unflatten(tree, noisy)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+  key = jax.random.key(0)
+  dit, text = DiT(**CONFIG["transformer"]), TextEncoder(**CONFIG["text"])
+  vae = VideoVAE(**{k: tuple(v) if isinstance(v, list) else v for k, v in CONFIG["vae"].items()})
+  pieces = np.ones((1, 16), np.int32)
+  components = {
+    "vae": jax.jit(vae.init)(key, np.zeros((1, 1, 16, 16, 3), np.float32), key)["params"],
+    "transformer": {
+      "dit": perturbed(jax.jit(dit.init)(key, blank_tokens(dit))["params"], key),
+      "text": jax.jit(text.init)(key, pieces)["params"],
+    },
+  }
+  files = {"tokenizer.json": minilm.FOLDER / "tokenizer.json"}
+  native.save(folder, components, CONFIG, files)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+  return generate.load(folder)
+
+
+def test_a_prompt_becomes_frames(model):
+  video = model.sample("a red ball")
+  assert video.shape == (5, 32, 32, 3) and video.dtype == np.uint8
+  assert video.std() > 1
+  assert model.sample(["a red ball"], frames=1, size=(16, 48)).shape == (1, 1, 16, 48, 3)
+
+
+def test_seed_prompt_and_guidance_matter_and_nothing_else_does(model):
+  video = model.sample("a red ball", seed=1)
+  np.testing.assert_array_equal(video, model.sample("a red ball", seed=1, progress=True))
+  for change in (dict(seed=2), dict(guidance=5.0), dict(negative="a ball"), dict(sampler="heun")):
+    assert (video != model.sample("a red ball", **{"seed": 1} | change)).any()
+  assert (video != model.sample("a ball", seed=1)).any()
+
+
+def test_batch_size_does_not_change_a_sample(model):
+  """To the float error of another matrix shape: at most one grey level."""
+  prompts = ["a red ball", "a ball", "red"]
+  together = model.sample(prompts, batch_size=3).astype(int)
+  pairs = model.sample(prompts, batch_size=2).astype(int)
+  assert np.abs(together - pairs).max() <= 1
+
+
+def test_unknown_words_are_named_in_a_warning(model, capsys):
+  model.sample("a red dragon")
+  assert "without the words dragon" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    (dict(frames=6), "use 5 or 9"),
+    (dict(size=(40, 32)), "use 48x32|use 32x32"),
+    (dict(size=(33, 32)), "nearest is 32x32"),
+    (dict(steps=0), "steps is 0 but must be at least 1"),
+    (dict(guidance=0.5), "at least 1"),
+    (dict(sampler="ddim"), "choose one of euler"),
+    (dict(fps=0), "fps is 0"),
+  ],
+)
+def test_what_the_model_cannot_do_is_refused_with_what_it_can(model, settings, message):
+  with pytest.raises(UserError, match=message):
+    model.sample("a red ball", **settings)
+
+
+def test_a_checkpoint_without_a_transformer_is_refused(folder, tmp_path):
+  broken = tmp_path / "broken"
+  shutil.copytree(folder, broken)
+  native.save(broken, {}, {"vae": CONFIG["vae"]})
+  with pytest.raises(UserError, match="it cannot make videos"):
+    generate.load(broken)
+
+
+def test_encoding_is_inverted_by_decoding_in_shape(model, rng):
+  video = rng.integers(0, 256, (1, 9, 32, 48, 3), dtype=np.uint8)
+  latents = model.encode(video)
+  assert latents.shape == (1, 3, 4, 6, 4)
+  assert model.reconstruct(video).shape == video.shape
+
+
+def test_request_merges_the_checkpoints_defaults(model):
+  request = model.request(steps=3)
+  assert request["steps"] == 3 and request["frames"] == 5 and request["sampler"] == "dpm++"
+  assert dataclasses.is_dataclass(model)

@@ -1,0 +1,141 @@
+"""Laws of the transformer over packed sequences."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.data.packing import Packer
+from sora_jax.diffusion.conditioning import Stretch, latent_times, layout
+from sora_jax.generate.model import read_prompts
+from sora_jax.interop import minilm
+from sora_jax.models.dit import DiT
+from sora_jax.models.text import Prompts, TextEncoder
+
+PATCH = (1, 2, 2)
+DIT = DiT(
+  width=48, layers=2, heads=2, mlp_width=64, text_width=32, channels=4, cond_features=4
+)  # fmt: skip
+TEXT = TextEncoder(vocabulary=12_000, width=32, layers=1, heads=2, length=12)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+  return Prompts.load(minilm.FOLDER / "tokenizer.json", TEXT.length)
+
+
+@pytest.fixture(scope="module")
+def samples():
+  """An image, a clip with a known first frame, a clip with an appended stretch, no text."""
+  rng = np.random.default_rng(1)
+  draw = lambda *shape: rng.normal(size=(*shape, 4)).astype(np.float32)  # noqa: E731
+  known = np.zeros((3, 4, 4), bool)
+  known[0] = True
+  stretch = Stretch(draw(1, 4, 6), latent_times(1, 8.0, 8))
+  return [
+    layout(draw(1, 4, 4), patch=PATCH, fps=8.0, levels=0.3, prompt="a red ball"),
+    layout(draw(3, 4, 4), patch=PATCH, fps=8.0, levels=0.6, known=known, prompt="two cubes fall"),
+    layout(draw(3, 4, 6), patch=PATCH, fps=4.0, levels=0.9, stretches=[stretch]),
+  ]
+
+
+@pytest.fixture(scope="module")
+def params(samples, prompts):
+  batch = pack([[samples[0]]], prompts, 8)
+  key = jax.random.key(0)
+  text = jax.jit(TEXT.init)(key, batch["pieces"][:, 0])["params"]
+  dit = jax.jit(DIT.init)(key, read_prompts(TEXT, text, batch))["params"]
+  leaves, tree = jax.tree.flatten(dit)  # zero-initialised gates would hide whole branches
+  keys = jax.random.split(key, len(leaves))
+  noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  return {"dit": jax.tree.unflatten(tree, noisy), "text": text}
+
+
+def pack(rows, prompts, length):
+  packer = Packer(rows=len(rows), length=length, cond_rows=6, prompts=3)
+  return {k: jnp.asarray(v) for k, v in packer.fill(rows, prompts).items()}
+
+
+@jax.jit
+def run(params, batch):
+  tokens = read_prompts(TEXT, params["text"], batch)
+  return DIT.apply({"params": params["dit"]}, tokens)
+
+
+def split(values, row):
+  """The outputs of the samples of a packed row, in order."""
+  ends = np.cumsum([len(s.values) for s in row])
+  return np.split(np.asarray(values)[: ends[-1]], ends[:-1])
+
+
+def test_packed_equals_unpacked(params, samples, prompts):
+  length = sum(len(s.values) for s in samples) + 3
+  together = split(run(params, pack([samples], prompts, length))[0], samples)
+  for sample, got in zip(samples, together, strict=True):
+    alone = run(params, pack([[sample]], prompts, len(sample.values)))[0]
+    np.testing.assert_allclose(got, alone, atol=2e-5)
+
+
+def test_order_within_a_pack_does_not_matter(params, samples, prompts):
+  length = sum(len(s.values) for s in samples)
+  forward = split(run(params, pack([samples], prompts, length))[0], samples)
+  backward = split(run(params, pack([samples[::-1]], prompts, length))[0], samples[::-1])
+  for a, b in zip(forward, backward[::-1], strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_padding_passes_no_gradient_and_no_nan(params, samples, prompts):
+  batch = pack([samples], prompts, sum(len(s.values) for s in samples) + 5)
+  real = batch["segments"] > 0
+
+  def loss(values):
+    out = run(params, batch | {"values": values})
+    return jnp.sum(jnp.where(real[..., None], out, 0) ** 2)
+
+  gradient = jax.grad(loss)(batch["values"])
+  assert np.isfinite(gradient).all()
+  np.testing.assert_array_equal(gradient[~np.asarray(real)], 0)
+
+
+def test_the_prompt_is_read(params, samples, prompts):
+  other = dataclasses.replace(samples[1], prompts=("a green cone rolls",))
+  a, b = (run(params, pack([[s]], prompts, 12)) for s in (samples[1], other))
+  assert np.abs(a - b).max() > 1e-3
+
+
+def test_blocks_hide_the_future(params, samples, prompts):
+  """With a block per latent frame, early tokens do not depend on late ones; without, they do."""
+  sample = samples[1]
+  frames = dataclasses.replace(sample, block=sample.positions[:, 0].astype(np.int32))
+  for each, causal in ((frames, True), (sample, False)):
+    batch = pack([[each]], prompts, 12)
+    moved = batch | {"values": batch["values"].at[:, 8:].add(1.0)}
+    change = np.abs(run(params, batch) - run(params, moved))[0, :8].max()
+    assert (change == 0) == causal
+
+
+def test_a_rolled_loop_is_the_same_sequence(params, prompts):
+  rng = np.random.default_rng(2)
+  latents = rng.normal(size=(4, 4, 4, 4)).astype(np.float32)
+  lay = lambda x, period: layout(x, patch=PATCH, fps=8.0, levels=0.5, period=period)  # noqa: E731
+  for period, same in ((4.0, True), (0.0, False)):
+    a, b = (
+      np.asarray(run(params, pack([[lay(x, period)]], prompts, 16))[0])
+      for x in (latents, np.roll(latents, 1, axis=0))
+    )
+    assert np.allclose(np.roll(a, 4, axis=0), b, atol=2e-5) == same
+
+
+def test_remat_changes_no_gradient(params, samples, prompts):
+  batch = pack([samples], prompts, sum(len(s.values) for s in samples))
+  tokens = read_prompts(TEXT, params["text"], batch)
+
+  def gradient(remat):
+    model = DIT.clone(remat=remat)
+    loss = lambda p: jnp.sum(model.apply({"params": p}, tokens) ** 2)  # noqa: E731
+    return jax.jit(jax.grad(loss))(params["dit"])
+
+  plain, full = gradient("none"), gradient("full")
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3), plain, full)

@@ -1,0 +1,41 @@
+"""Prompts: word pieces, limits, and words nobody taught the model."""
+
+import pytest
+
+from sora_jax.errors import UserError
+from sora_jax.interop import minilm
+from sora_jax.models.text import Prompts
+
+
+@pytest.fixture(scope="module")
+def prompts():
+  return Prompts.load(minilm.FOLDER / "tokenizer.json", 12, ["a", "red", "ball"])
+
+
+def test_any_word_can_be_spelled_and_nothing_is_unknown_to_the_tokenizer(prompts):
+  unknown = prompts.tokenizer.token_to_id("[UNK]")
+  ids = prompts(["a flibbertigibbet"])[0]
+  assert unknown not in ids
+  assert prompts.tokenizer.decode(ids.tolist()).replace(" ##", "") == "a flibbertigibbet"
+
+
+def test_rows_are_padded_and_do_not_depend_on_their_neighbours(prompts):
+  both = prompts(["a red ball", "a ball"])
+  assert both.shape == (2, 12)
+  assert (both[1] == prompts(["a ball"])[0]).all()
+
+
+def test_unknown_words_are_named_once_and_in_order(prompts):
+  assert prompts.unknown_words("A purple ball, a PURPLE dragon") == ["purple", "dragon"]
+
+
+@pytest.mark.parametrize(("text", "message"), [("  ", "is empty"), ("ball " * 30, "shorten it")])
+def test_empty_and_overlong_prompts_are_refused(prompts, text, message):
+  with pytest.raises(UserError, match=message):
+    prompts([text])
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path):
+  (tmp_path / "tokenizer.json").write_text("{")
+  with pytest.raises(UserError, match=r"tokenizer\.json is not a readable"):
+    Prompts.load(tmp_path / "tokenizer.json", 12)

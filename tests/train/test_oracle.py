@@ -1,0 +1,78 @@
+"""The oracle's training examples: labels follow the pixels through flips, shifts and damage."""
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax import config as config_lib
+from sora_jax import worlds
+from sora_jax.evals.adherence import ATTRIBUTES
+from sora_jax.train import oracle
+
+
+@pytest.fixture(scope="module")
+def clips() -> oracle.Clips:
+  rows = [oracle._labelled(index, seed=5) for index in range(8)]
+  video, masks, labels, visible = (np.stack(column) for column in zip(*rows, strict=True))
+  return oracle.Clips(video, masks, np.asarray(labels, np.int8), visible)
+
+
+def test_labels_are_the_worlds(clips):
+  for index in range(8):
+    spec, _ = oracle.world(index, seed=5)
+    names = [
+      classes[i] for classes, i in zip(ATTRIBUTES.values(), clips.labels[index], strict=True)
+    ]
+    assert names == [spec.labels[key] for key in ATTRIBUTES]
+    mask = clips.mask(index)
+    assert mask.shape == (17, 64, 64) and mask.any()
+
+
+def test_the_mask_lies_on_the_object(clips):
+  for index in range(8):
+    if ATTRIBUTES["look"][clips.labels[index][3]] != "plain":
+      continue
+    colour = np.array(worlds.vocabulary.COLOURS[ATTRIBUTES["colour"][clips.labels[index][0]]])
+    pixels = clips.video[index][clips.mask(index)].mean(0)
+    ground = clips.video[index][~clips.mask(index)].mean(0)
+    unit = lambda x: x / np.linalg.norm(x)  # noqa: E731
+    assert unit(pixels) @ unit(colour) > unit(ground) @ unit(colour)
+
+
+def test_examples(clips):
+  example = oracle.Example(clips)
+  valid, mirrored = 0, 0
+  for index in range(8):
+    for seed in range(12):
+      out = example(index, np.random.default_rng([index, seed]))
+      again = example(index, np.random.default_rng([index, seed]))
+      np.testing.assert_array_equal(out["video"], again["video"])
+      if not out["valid"]:
+        assert (out["labels"] == -1).all() and (out["slot_shape"] == -1).all()
+        assert not out["heat"].any()
+        continue
+      valid += 1
+      want = clips.labels[index].astype(int)
+      if out["labels"][2] != want[2]:
+        mirrored += 1
+        name = ATTRIBUTES["motion"][want[2]]
+        assert ATTRIBUTES["motion"][out["labels"][2]] == worlds.mirror_motion(name)
+      np.testing.assert_array_equal(out["labels"][[0, 1, 3]], want[[0, 1, 3]])
+      assert set(out["slot_colour"]) <= {want[0], len(ATTRIBUTES["colour"]), -1}
+      sums = out["heat"].sum(-1)
+      assert np.all(np.isclose(sums, 1) | (sums == 0)) and sums.any()
+  assert 40 < valid < 90 and mirrored > 0
+
+
+def test_loss_has_a_term_per_answer(clips):
+  config = config_lib.load("configs/oracle.py:smoke")
+  recipe = oracle.build(config)
+  example = oracle.Example(clips)
+  rows = [example(i, np.random.default_rng(i)) for i in range(2)]
+  batch = {k: np.stack([row[k] for row in rows]) for k in rows[0] if k != "id"}
+  key = jax.random.key(0)
+  params = jax.eval_shape(recipe.init, key)
+  assert sum(x.size for x in jax.tree.leaves(params)) < 1_000_000
+  loss, terms = jax.eval_shape(recipe.loss, params, batch, key, np.int32(0))
+  assert loss.shape == ()
+  assert {*ATTRIBUTES, "valid", "heat", "slot_colour", "slot_shape"} <= terms.keys()
