@@ -1,7 +1,7 @@
 """The oracle that judges colour, shape, motion and look (sora_jax/evals/adherence.py).
 
-  sora-jax train --config=configs/oracle.py --workdir runs/oracle
-  python -m sora_jax.evals.controls --weights runs/oracle/export     the numbers to expect
+sora-jax train --config=configs/oracle.py --workdir runs/oracle
+python -m sora_jax.evals.controls --weights runs/oracle/export     the numbers to expect
 """
 
 from ml_collections import ConfigDict

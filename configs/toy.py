@@ -51,7 +51,8 @@ def get_config(arg: str = "") -> ConfigDict:
     ),
     train=dict(
       steps=6000, batch_size=19, accumulate=1, log_every=20, checkpoint_every=500,
-      preview_every=1000, keep=2,
+      preview_every=1000,
+      keep=2, mesh=None, max_bad_steps=5,
     ),
     preview=(
       "a red ball rolls from left to right",

@@ -43,7 +43,8 @@ def get_config(arg: str = "video") -> ConfigDict:
     ),
     train=dict(
       steps=3000, batch_size=4, accumulate=1, log_every=20, checkpoint_every=500,
-      preview_every=500, keep=2,
+      preview_every=500,
+      keep=2, mesh=None, max_bad_steps=5,
     ),
   ))  # fmt: skip
   if arg == "images":

@@ -43,8 +43,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   config = config_lib.load(args.config, args.overrides)
 
+  from sora_jax.generate.model import enable_compilation_cache
   from sora_jax.train import loop
 
+  enable_compilation_cache()  # a resumed run does not compile again
   summary = loop.fit(config, args.workdir)
   if summary["stopped"] == "SIGINT":
     raise KeyboardInterrupt

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from sora_jax.data import pipeline, registry
 from sora_jax.data.records import RecordSource, write_records
 from sora_jax.data.transforms import to_float
+from sora_jax.models.text import words
 from sora_jax.models.vae import VideoVAE, encode_video
 from sora_jax.typing import Bool, Float, Params
 
@@ -45,6 +46,8 @@ def cache(
 ) -> RecordSource:
   """Opens the cache of these clips under `folder`, encoding them first if it is not there.
 
+  Its `info` holds these settings, and under `words` all words of the captions.
+
   Args:
     sources: as for `registry.open_sources`. clips: how many random windows to encode.
     frames, size, fps: of a clip.
@@ -63,8 +66,9 @@ def cache(
     batches = pipeline.make(
       registry.open_sources(sources), batch_size, seed, frames, size, fps=fps, keep=("captions",)
     )
+    info = json.loads(json.dumps(settings, default=_plain)) | {"words": []}
     records = encode(batches, vae, params, -(-clips // batch_size), seed)
-    write_records(path, records, json.loads(json.dumps(settings, default=_plain)))
+    write_records(path, _note_words(records, info["words"]), info)
   return RecordSource(path)
 
 
@@ -95,6 +99,15 @@ def encode(
       if masked is not None:
         record |= dict(masked=masked[i], mask=mask)
       yield record
+
+
+def _note_words(records: Iterator[dict[str, Any]], seen: list[str]) -> Iterator[dict[str, Any]]:
+  """Passes records through; at the end `seen` holds all words of their captions, sorted."""
+  vocabulary: set[str] = set()
+  for record in records:
+    vocabulary |= {word for caption in record["captions"] for word in words(caption)}
+    yield record
+  seen.extend(sorted(vocabulary))
 
 
 def known_region(

@@ -187,5 +187,3 @@ def contact_sheet(
       sheet.paste(cell, (_MARGIN + n * cell_width, y))
     y += height
   return np.asarray(sheet)
-
-

@@ -54,5 +54,3 @@ class Guidance:
 
 def _std(x: Float[Array, "b n p"], where: Bool[Array, "b n"]) -> Float[Array, "b 1 1"]:
   return jnp.std(x, axis=(1, 2), where=where[..., None], keepdims=True)
-
-

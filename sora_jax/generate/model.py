@@ -1,6 +1,6 @@
 """A trained model: prompts in, videos out.
 
-  request -> conditioning (tokens) -> sampler -> decoder -> uint8 frames
+request -> conditioning (tokens) -> sampler -> decoder -> uint8 frames
 """
 
 from __future__ import annotations
@@ -207,9 +207,7 @@ class VideoModel:
     return unpatchify(values, shape, self.dit.patch)
 
 
-def read_prompts(
-  encoder: TextEncoder, params: Params, batch: Mapping[str, Array]
-) -> Tokens:
+def read_prompts(encoder: TextEncoder, params: Params, batch: Mapping[str, Array]) -> Tokens:
   """A packed batch (`data.packing`) as `Tokens`: word pieces become encoder states."""
   fields = dict(batch)
   pieces = fields.pop("pieces")

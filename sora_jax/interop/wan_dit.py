@@ -58,5 +58,3 @@ def rules(patch: Patch) -> list[Rule]:
     table.append(Rule(f"blocks.{{i}}.{theirs}.norm_q.weight", f"blocks/{ours}/q_norm/scale"))
     table.append(Rule(f"blocks.{{i}}.{theirs}.norm_k.weight", f"blocks/{ours}/k_norm/scale"))
   return table
-
-

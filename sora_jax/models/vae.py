@@ -303,7 +303,7 @@ def _check_size(height: int, width: int, stride: int) -> None:
     )
 
 
-def pad_to_legal(video: Video, time_stride: int = 4) -> Video:
+def pad_to_legal(video: Video, time_stride: int = 4) -> Float[Array, "b t2 h w c"]:
   """Repeats the last frame until there are `time_stride` k + 1 frames."""
   missing = -(video.shape[1] - 1) % time_stride
   return jnp.concatenate([video, *[video[:, -1:]] * missing], axis=1)

@@ -30,7 +30,7 @@ from sora_jax.errors import UserError
 from sora_jax.generate.model import SAMPLING, VideoModel, read_prompts
 from sora_jax.interop import minilm, native
 from sora_jax.models.dit import DiT
-from sora_jax.models.text import Prompts, TextEncoder, words
+from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.tokens import Tokens
 from sora_jax.models.vae import VideoVAE
 from sora_jax.typing import Array, Params, PRNGKey, Scalar
@@ -177,11 +177,5 @@ def build(config: ConfigDict) -> T2VRecipe:
     tokenizer=tokenizer,
     packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size),
   )
-  known = {word for record in _captions(recipe.cache) for word in words(record)}
-  recipe.prompts.known_words = frozenset(known)
+  recipe.prompts.known_words = frozenset(recipe.cache.info["words"])
   return recipe
-
-
-def _captions(cache: RecordSource) -> Iterator[str]:
-  for i in range(len(cache)):
-    yield from cache[i]["captions"]

@@ -10,6 +10,7 @@ batch only: VGG costs more than the autoencoder. To polish a decoder, freeze the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Weights:
   latent_noise: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VAERecipe:
   """See the module's docstring. Parameters: `vae`, and `discriminator` if it has a weight."""
 
@@ -137,9 +138,13 @@ class VAERecipe:
   def preview(self, params: Params, key: PRNGKey) -> dict[str, np.ndarray]:
     """Clips of the training data on the left, their reconstructions on the right."""
     clips = next(self.dataset(0, 1))["video"][:4]
-    mean, _ = self._apply(params, to_float(clips), method="encode")
-    made = to_uint8(self._apply(params, mean, method="decode"))
+    made = to_uint8(self._reconstruct(params, to_float(clips)))
     return {"reconstruction": rearrange(np.stack([clips, made]), "s b t h w c -> t (b h) (s w) c")}
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def _reconstruct(self, params: Params, video: Video) -> Video:
+    mean, _ = self._apply(params, video, method="encode")
+    return self._apply(params, mean, method="decode")
 
   def export(self, params: Params, workdir: Path) -> None:
     """Writes the autoencoder as a checkpoint folder, with the statistics of its latents."""
@@ -147,14 +152,14 @@ class VAERecipe:
     fields = self.config.model.to_dict() | dict(latent_mean=mean, latent_std=std)
     native.save(workdir / "export", {"vae": params["vae"]}, {"vae": fields})
 
-  def statistics(self, params: Params, batches: int = 32) -> tuple[list[float], list[float]]:
+  def statistics(self, params: Params, batches: int = 8) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per latent channel over training batches."""
     if self.config.model.latent_mean is not None:  # a polished decoder keeps its latents
       return list(self.config.model.latent_mean), list(self.config.model.latent_std)
-    encode = jax.jit(lambda video: self._apply(params, video, method="encode")[0])
+    encode = jax.jit(lambda params, video: self._apply(params, video, method="encode")[0])
     data = self.dataset(0, 1)
     latents = np.concatenate([
-      np.asarray(encode(to_float(next(data)["video"]))).reshape(-1, self.vae.z_channels)
+      np.asarray(encode(params, to_float(next(data)["video"]))).reshape(-1, self.vae.z_channels)
       for _ in range(batches)
     ])  # fmt: skip
     return latents.mean(0).tolist(), latents.std(0).tolist()

@@ -106,9 +106,7 @@ def listing(items: list[str]) -> str:
   return ", ".join(items[:-1]) + " and " + items[-1]
 
 
-def describe(
-  spec: Spec, level: int, rng: np.random.Generator | int, wording: str = "train"
-) -> str:
+def describe(spec: Spec, level: int, rng: np.random.Generator | int, wording: str = "train") -> str:
   """Puts a world into words.
 
   Args:

@@ -51,8 +51,7 @@ EVENTS: dict[str, Choices] = {
   "toward": _table(
     "{main} {goes} toward the camera|{main} {goes} towards us|{main} {goes} toward the viewer|"
     "{main} comes closer to the camera",
-    "{main} approaches the camera|{main} {goes} from the back to the front|"
-    "{main} is coming at us",
+    "{main} approaches the camera|{main} {goes} from the back to the front|{main} is coming at us",
   ),
   "away": _table(
     "{main} {goes} away from the camera|{main} {goes} away from us|"
@@ -69,8 +68,7 @@ EVENTS: dict[str, Choices] = {
   "bounces": _table(
     "{main} bounces up and down|{main} bounces on the floor|{main} is bouncing|"
     "{main} drops and bounces back up",
-    "{main} hops up and down on the ground|{main} keeps bouncing|"
-    "{main} jumps up and down",
+    "{main} hops up and down on the ground|{main} keeps bouncing|{main} jumps up and down",
   ),
   "passes": _table(
     "{main} {goes} behind the wall and comes out on the {side}|"

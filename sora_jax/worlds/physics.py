@@ -54,9 +54,7 @@ def start_rotation(thing: Thing) -> Float[np.ndarray, "4"]:
   return out
 
 
-def move(
-  spec: Spec, times: np.ndarray, clip_seconds: float, contacts: bool = True
-) -> Motion:
+def move(spec: Spec, times: np.ndarray, clip_seconds: float, contacts: bool = True) -> Motion:
   """Poses of `spec` at `times` (seconds, ascending from 0).
 
   `clip_seconds` (frames / fps) only matters to periodic motion, whose period is bent so that the

@@ -42,9 +42,7 @@ class Draw:
 
   def main(self, position, **fields) -> Thing:
     x, y, z = map(float, position)
-    return Thing(
-      self.shape, self.colour, self.size, self.scale, (x, y, z), role="main", **fields
-    )
+    return Thing(self.shape, self.colour, self.size, self.scale, (x, y, z), role="main", **fields)
 
 
 Rng = np.random.Generator
@@ -91,9 +89,7 @@ def roll(rng: Rng, draw: Draw) -> Parts:
     start = (x0, ends[0], z)
     velocity = ((x1 - x0) * pace, (ends[1] - ends[0]) * pace, 0.0)
     yaw = _yaw(rng, draw.shape)
-  return {
-    "things": (draw.main(start, velocity=velocity, yaw=yaw, body=sliding(draw.shape)),)
-  }
+  return {"things": (draw.main(start, velocity=velocity, yaw=yaw, body=sliding(draw.shape)),)}
 
 
 def fall(rng: Rng, draw: Draw) -> Parts:

@@ -21,8 +21,8 @@ _LEVELS = (0.35, 0.35, 0.30)
 class WorldSource:
   """`count` worlds; item i depends on (seed, split, i) and the parameters only.
 
-  Items are dicts of `video` (uint8 t h w 3), `caption`, `fps`, `id` and, with `truth=True`,
-  `truth` (see `worlds.truth`). Any order, thread or process gives the same items. Worlds are laid
+  Items are dicts of `video` (uint8 t h w 3), `caption`, `captions`, `fps`, `id` and, with
+  `truth=True`, `truth` (see `worlds.truth`). Any order, thread or process gives the same items. Worlds are laid
   out for the clip's duration, so the same index at another rate and equal duration shows the same
   movement.
 
@@ -90,6 +90,14 @@ class WorldSource:
       level = self.level
     return captions.describe(spec or self.spec(index), level, rng, self.wording)
 
+  def captions(self, index: int, spec: Spec | None = None) -> list[str]:
+    """Several wordings of item `index`, of every level of detail; `caption` is the first."""
+    spec = spec or self.spec(index)
+    rng = self._rng(index, 2)
+    levels = [0, 0, 1, 1, 2] if self.level is None else [self.level] * 3
+    more = [captions.describe(spec, level, rng, self.wording) for level in levels]
+    return [self.caption(index, spec), *more]
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     index = operator.index(index)
     if not -self.count <= index < self.count:
@@ -100,6 +108,7 @@ class WorldSource:
     sample = {
       "video": clip.video,
       "caption": self.caption(index, spec),
+      "captions": self.captions(index, spec),
       "fps": float(self.fps),
       "id": f"worlds-{self.split}-{self.seed}-{index}",
     }

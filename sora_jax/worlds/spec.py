@@ -115,9 +115,7 @@ class Spec:
       return tuple(tuples(v) for v in value) if isinstance(value, list | tuple) else value
 
     data = {k: tuples(v) for k, v in data.items()}
-    data["things"] = tuple(
-      Thing(**{k: tuples(v) for k, v in x.items()}) for x in data["things"]
-    )
+    data["things"] = tuple(Thing(**{k: tuples(v) for k, v in x.items()}) for x in data["things"])
     data["fixtures"] = tuple(
       Fixture(**{k: tuples(v) for k, v in x.items()}) for x in data["fixtures"]
     )

@@ -65,9 +65,10 @@ def floor(name: str) -> Frame:
     shade = tone + grain - 0.16 * gap
   elif name == "tiled":
     edge = np.minimum(np.abs(x * 3 - np.round(x * 3)), np.abs(y * 3 - np.round(y * 3)))
-    shade = np.where(edge < 0.05, 0.16, 0.0) + rng.uniform(-0.03, 0.03, (3, 3))[
-      (y * 3).astype(int), (x * 3).astype(int)
-    ]
+    shade = (
+      np.where(edge < 0.05, 0.16, 0.0)
+      + rng.uniform(-0.03, 0.03, (3, 3))[(y * 3).astype(int), (x * 3).astype(int)]
+    )
   elif name == "sandy":
     shade = 0.05 * _noise(rng, 8) + 0.05 * _noise(rng, 32)
   elif name == "grassy":
@@ -83,10 +84,7 @@ def sky(light: str, index: int) -> Frame:
   low, middle, high = SKIES[light][index]
   height = np.linspace(1, 0, SKY_TEXELS)
   image = np.stack(
-    [
-      np.interp(height, stops, channel)
-      for channel in zip(low, middle, high, high, strict=True)
-    ],
+    [np.interp(height, stops, channel) for channel in zip(low, middle, high, high, strict=True)],
     -1,
   )
   return np.round(255 * np.repeat(image[:, None], 4, 1)).astype(np.uint8)

@@ -1,8 +1,8 @@
 """Worlds as a TFDS data set, stored as ArrayRecord; TensorFlow is never imported.
 
-    builder = Worlds(config=WorldsConfig(name="tiny", count=64), data_dir=..., file_format="array_record")
-    builder.download_and_prepare()
-    builder.as_data_source(split="train")[0]["video"]
+builder = Worlds(config=WorldsConfig(name="tiny", count=64), data_dir=..., file_format="array_record")
+builder.download_and_prepare()
+builder.as_data_source(split="train")[0]["video"]
 """  # noqa: E501
 
 from __future__ import annotations

@@ -69,8 +69,6 @@ def is_heldout(colour: str, shape: str, motion: str) -> bool:
   """
   colours = tuple(COLOURS)
   index = (
-    colours.index(colour)
-    + 3 * SHAPES.index(shape)
-    + 7 * _FAMILIES.index(motion_family(motion))
+    colours.index(colour) + 3 * SHAPES.index(shape) + 7 * _FAMILIES.index(motion_family(motion))
   )
   return index % 10 == 0

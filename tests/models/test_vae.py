@@ -128,7 +128,7 @@ def test_image_is_a_video_of_one_frame(model):
 
 def test_images_prepare_for_videos():
   """Untrained and after a step on images alike, each frame of a still clip is what the image is."""
-  vae = VideoVAE(**{**VARIANTS["toy"], **NARROW["toy"]})
+  vae = VideoVAE(widths=(6, 8), z_channels=4, time_down=(True,), kernel_t=(1, 3))
   key, image = jax.random.key(2), clip(1)
   params = jax.jit(vae.init)(key, image, key)["params"]
   of_video = jax.eval_shape(vae.init, key, clip(9), key)["params"]
@@ -140,12 +140,12 @@ def test_images_prepare_for_videos():
     return jax.tree.map(lambda p, g: p - 0.05 * g, params, jax.grad(loss)(params))
 
   trained = step(params)
-  assert np.abs(trained["encoder"]["conv_in"]["kernel"] - params["encoder"]["conv_in"]["kernel"]).max()
+  assert (trained["encoder"]["conv_in"]["bias"] != params["encoder"]["conv_in"]["bias"]).all()
   for params in (params, trained):
-    latents = encode_video(vae, params, jnp.repeat(image, 9, axis=1))
+    latents = encode_video(vae, params, jnp.repeat(image, 5, axis=1))
     close(latents, jnp.repeat(latents[:, :1], 3, axis=1))
     frames = decode_latents(vae, params, latents)
-    close(frames, jnp.repeat(frames[:, :1], 9, axis=1))
+    close(frames, jnp.repeat(frames[:, :1], 5, axis=1))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,6 @@ def test_standardised_latents_and_clipping(toy):
   close(decode_latents(shifted, params, latents), decode_latents(vae, params, plain))
   frames = decode_latents(vae, params, 50.0 * plain)
   assert frames.min() == -1.0 and frames.max() == 1.0
-  assert np.abs(vae.apply({"params": params}, 50.0 * plain, method=vae.decode)).max() > 1.0
 
 
 def test_reconstruction_samples_the_posterior(toy):
@@ -237,9 +236,7 @@ def test_parameter_count(name, millions):
     (1, (3, 3, 3), (1, 1, 1), ((2, 0), (1, 1), (1, 1))),
     (2, (4, 3, 5), (1, 1, 1), ((3, 0), (1, 1), (2, 2))),
     (7, (3, 1, 1), (2, 1, 1), ((0, 0), (0, 0), (0, 0))),
-    (6, (3, 3, 3), (2, 1, 1), ((2, 0), (1, 1), (1, 1))),
     (6, (3, 3, 3), (3, 2, 2), ((1, 0), (0, 1), (0, 1))),
-    (3, (1, 3, 3), (1, 2, 2), ((0, 0), (0, 1), (0, 1))),
     (0, (3, 1, 1), (1, 1, 1), ((2, 0), (0, 0), (0, 0))),
   ],
 )

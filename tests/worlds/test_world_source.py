@@ -72,9 +72,7 @@ def test_splits_share_no_combination_and_miss_no_value():
   for split in V.splits:
     source = worlds.WorldSource(200, seed=1, split=split)
     labels = [source.spec(i).labels for i in range(200)]
-    seen[split] = {
-      (x["colour"], x["shape"], worlds.motion_family(x["motion"])) for x in labels
-    }
+    seen[split] = {(x["colour"], x["shape"], worlds.motion_family(x["motion"])) for x in labels}
     for key, values in (("colour", V.colours), ("shape", V.shapes), ("scene", V.scenes)):
       assert {x[key] for x in labels} == set(values)
     assert {x["look"] for x in labels} == set(V.looks)
