@@ -67,13 +67,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   import sora_jax
   from sora_jax.evals import suites
 
-  model = sora_jax.load(args.checkpoint)
   if args.suite == "text":
+    model = sora_jax.load(args.checkpoint)
     results = suites.text(model, count, args.seed, args.fvd, folder / "samples.png")
-  elif args.videos:
-    results = suites.recon_files(model, args.videos)
   else:
-    results = suites.recon(model, count, args.seed)
+    autoencoder = suites.LoadedAutoencoder.load(args.checkpoint)
+    if args.videos:
+      results = suites.recon_files(autoencoder, args.videos)
+    else:
+      results = suites.recon(autoencoder, count, args.seed)
   origin = {
     "command": shlex.join(["sora-jax", *sys.argv[1:]]),
     "commit": report.commit(),

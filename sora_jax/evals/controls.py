@@ -123,7 +123,7 @@ def validate(
     "permanence": _permanence(clean, exam.labels),
   }
   if reconstruct is not None:
-    parts = [reconstruct(exam.clips[i : i + 16]) for i in range(0, len(clean), 16)]
+    parts = [reconstruct(exam.clips[i : i + 8]) for i in range(0, len(clean), 8)]
     report["reconstructions"] = accuracy(judge(np.concatenate(parts)), exam.labels)
   for name in degrade.CONTROLS:
     clips, kept = exam.damaged(name, seed)
@@ -158,10 +158,9 @@ def main() -> None:
   args = parser.parse_args()
   reconstruct = None
   if args.checkpoint:
-    import sora_jax
+    from sora_jax.evals.suites import LoadedAutoencoder
 
-    model = sora_jax.load(args.checkpoint)
-    reconstruct = lambda clips: np.stack([model.reconstruct(clip[None])[0] for clip in clips])  # noqa: E731
+    reconstruct = LoadedAutoencoder.load(args.checkpoint).reconstruct
   report = validate(Judge(args.weights), args.count, args.seed, reconstruct)
   report["command"] = f"python -m sora_jax.evals.controls --count {args.count} --seed {args.seed}"
   text = json.dumps(report, indent=2)

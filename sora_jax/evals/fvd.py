@@ -104,7 +104,11 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _multiplicity(count: int, rng: np.random.Generator) -> np.ndarray:
-  return np.bincount(rng.integers(count, size=count), minlength=count).astype(np.float64)
+  """How often each clip is drawn, at least two of them (there is no pair in one)."""
+  while True:
+    times = np.bincount(rng.integers(count, size=count), minlength=count)
+    if np.count_nonzero(times) > 1:
+      return times.astype(np.float64)
 
 
 def _mmd(kaa: np.ndarray, kbb: np.ndarray, kab: np.ndarray, u: np.ndarray, v: np.ndarray) -> float:

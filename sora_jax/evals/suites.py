@@ -10,19 +10,26 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sora_jax import config as config_lib
 from sora_jax.data import images, video
+from sora_jax.data.transforms import to_float, to_uint8
 from sora_jax.errors import UserError
 from sora_jax.evals import controls, fvd, i3d
 from sora_jax.evals.adherence import ATTRIBUTES, Judge
 from sora_jax.evals.reconstruction import Appearance, Reconstruction, flicker_ratio
 from sora_jax.evals.report import Results, proportion
-from sora_jax.typing import Float, UInt8
+from sora_jax.interop import native
+from sora_jax.models.vae import VideoVAE, decode_latents, encode_video
+from sora_jax.typing import Float, Params, UInt8
 from sora_jax.worlds import WorldSource
 
 Clips = UInt8[np.ndarray, "b t h w 3"]
@@ -39,6 +46,7 @@ PROMPTS = {
 }
 
 
+@runtime_checkable
 class Model(Protocol):
   """What a suite needs of `sora_jax.load(...)`."""
 
@@ -48,10 +56,44 @@ class Model(Protocol):
     """A video per prompt."""
 
   def reconstruct(self, video: Clips) -> Clips:
-    """The autoencoder's round trip."""
+    """The round trip through the latents."""
 
 
-def recon(model: Model, count: int, seed: int) -> Results:
+@runtime_checkable
+class Autoencoder(Protocol):
+  """What the `recon` suite needs."""
+
+  def reconstruct(self, video: Clips) -> Clips:
+    """The round trip through the latents."""
+
+
+@dataclass(frozen=True)
+class LoadedAutoencoder:
+  """The autoencoder of a checkpoint, which need not hold anything else."""
+
+  vae: VideoVAE
+  params: Params
+
+  @classmethod
+  def load(cls, name: str | os.PathLike[str]) -> LoadedAutoencoder:
+    """Reads a checkpoint, shipped or in a folder.
+
+    Raises:
+      UserError: there is none, it has no autoencoder, or it is damaged.
+    """
+    folder = native.find(name)
+    config = native.read_config(folder)
+    if "vae" not in config:
+      raise UserError(f"The checkpoint {folder} has no autoencoder; give one that has.")
+    params = jax.tree.map(jnp.asarray, native.read_component(folder, "vae"))
+    return cls(config_lib.build(VideoVAE, config["vae"]), params)
+
+  def reconstruct(self, video: Clips) -> Clips:
+    latents = encode_video(self.vae, self.params, jnp.asarray(to_float(video)))
+    return to_uint8(decode_latents(self.vae, self.params, latents))
+
+
+def recon(model: Autoencoder, count: int, seed: int) -> Results:
   """Worlds of the validation split at several sizes; what the oracle reads off them at 64 px."""
   results = Results()
   judge = Judge()
@@ -76,7 +118,7 @@ def recon(model: Model, count: int, seed: int) -> Results:
 
 
 def recon_files(
-  model: Model, folder: str | os.PathLike[str], short_side: int = 128, frames: int = 33
+  model: Autoencoder, folder: str | os.PathLike[str], short_side: int = 128, frames: int = 33
 ) -> Results:
   """Each video of a folder: its first frames at its own rate, the shorter side resized.
 

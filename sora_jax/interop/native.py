@@ -23,7 +23,8 @@ import jax
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as to_bytes
 
 from sora_jax.errors import UserError
 from sora_jax.interop.names import flatten, unflatten
@@ -120,7 +121,7 @@ def save(
     for name, params in components.items():
       flat = flatten(jax.device_get(params))
       arrays = {path: np.ascontiguousarray(np.asarray(x).astype(dtype)) for path, x in flat.items()}
-      save_file(arrays, temporary / f"{name}.safetensors")
+      (temporary / f"{name}.safetensors").write_bytes(to_bytes(arrays))
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name, source in (files or {}).items():
       shutil.copyfile(source, temporary / name)

@@ -9,6 +9,7 @@ input for a whole clip. A layer that finds no past is at the first chunk.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from jax import lax
 
 from sora_jax.typing import Array, Float, PRNGKey
 
-Initializer = jax.nn.initializers.Initializer
+Initializer = Callable[..., Array]
 Padding = tuple[tuple[int, int], ...]
 
 

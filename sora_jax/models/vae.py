@@ -257,8 +257,7 @@ class VideoVAE(nn.Module):
       first: False if `video` continues the clip whose features are in the collection `cache`.
     """
     _, t, h, w, _ = video.shape
-    if first:
-      _check_frames(t, self.time_stride)
+    _check_frames(t if first else t + 1, self.time_stride)
     _check_size(h, w, self.space_stride)
     x = constrain(video, "video")
     x = rearrange(x, "b t (h q) (w r) c -> b t h w (c r q)", q=self.patch, r=self.patch)
@@ -336,7 +335,9 @@ def decode_latents(
   return jnp.concatenate(list(decode_stream(vae, params, pieces)), axis=1)
 
 
-def encode_stream(vae: VideoVAE, params: Params, pieces: Iterable[Video]) -> Iterator[Latents]:
+def encode_stream(
+  vae: VideoVAE, params: Params, pieces: Iterable[Float[Array, "b _ h w c"]]
+) -> Iterator[Latents]:
   """`encode_video` for a clip that arrives in pieces: 4k+1 frames first, then multiples of 4."""
   cache = None
   for piece in pieces:
@@ -344,7 +345,9 @@ def encode_stream(vae: VideoVAE, params: Params, pieces: Iterable[Video]) -> Ite
     yield latents
 
 
-def decode_stream(vae: VideoVAE, params: Params, pieces: Iterable[Latents]) -> Iterator[Video]:
+def decode_stream(
+  vae: VideoVAE, params: Params, pieces: Iterable[Float[Array, "b _ lh lw z"]]
+) -> Iterator[Video]:
   """`decode_latents` for latents that arrive in pieces of any number of frames."""
   cache = None
   for piece in pieces:

@@ -63,6 +63,12 @@ def test_kernel_distance_equals_the_sum_over_pairs(rng):
   assert fvd.kernel_distance(a, b, resamples=2).value == pytest.approx(expected)
 
 
+def test_kernel_distance_of_very_few_clips_is_a_number(rng):
+  for seed in range(20):
+    estimate = fvd.kernel_distance(rng.normal(size=(2, 3)), rng.normal(size=(2, 3)), 50, seed)
+    assert np.isfinite([estimate.value, estimate.low, estimate.high]).all()
+
+
 def _walk(seed: int, frames: int = 16) -> np.ndarray:
   """A bright blob moving over a smooth texture."""
   rng = np.random.default_rng(seed)

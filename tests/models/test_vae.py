@@ -1,5 +1,7 @@
 """Laws of the autoencoder: causal, the same in chunks, one model for images and videos."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +103,7 @@ def test_cache_does_not_grow(model):
   def shapes_after(method, pieces):
     variables, seen = {"params": params}, []
     for i, piece in enumerate(pieces):
-      run = lambda v, x, i=i: vae.apply(v, x, i == 0, method=method, mutable=["cache"])
+      run = partial(vae.apply, first=i == 0, method=method, mutable=["cache"])
       kept = jax.eval_shape(run, variables, piece)[1]
       variables = {"params": params} | kept
       seen.append(jax.tree.map(lambda x: x.shape, kept))
@@ -136,15 +138,17 @@ def test_images_prepare_for_videos():
 
   @jax.jit
   def step(params):
-    loss = lambda p: jnp.mean(jnp.square(vae.apply({"params": p}, image, key)[0] - image))
+    def loss(p):
+      return jnp.mean(jnp.square(vae.apply({"params": p}, image, key)[0] - image))
+
     return jax.tree.map(lambda p, g: p - 0.05 * g, params, jax.grad(loss)(params))
 
   trained = step(params)
   assert (trained["encoder"]["conv_in"]["bias"] != params["encoder"]["conv_in"]["bias"]).all()
-  for params in (params, trained):
-    latents = encode_video(vae, params, jnp.repeat(image, 5, axis=1))
+  for now in (params, trained):
+    latents = encode_video(vae, now, jnp.repeat(image, 5, axis=1))
     close(latents, jnp.repeat(latents[:, :1], 3, axis=1))
-    frames = decode_latents(vae, params, latents)
+    frames = decode_latents(vae, now, latents)
     close(frames, jnp.repeat(frames[:, :1], 5, axis=1))
 
 
