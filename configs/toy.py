@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
       width=256, layers=8, heads=4, mlp_width=1024, text_width=256, channels=16, patch=(1, 2, 2),
       cond_features=4, dtype="bfloat16",
     ),
-    text=dict(width=256, layers=2, heads=4, length=48, dtype="bfloat16"),
+    text=dict(width=256, layers=2, heads=4, length=64, dtype="bfloat16"),
     mixture=dict(
       weights=dict(none=0.50, first=0.15, prefix=0.10, stretch=0.10, spatial=0.05, noise=0.10),
       images=0.2,

@@ -1,8 +1,8 @@
 """Sora, rebuilt in the open in JAX: text to video, from mp4 files to samples.
 
-    import sora_jax as sj
-    model = sj.load("toy")
-    video = model.sample("a red ball rolls behind the wall", seed=0)    # uint8 t h w 3
+import sora_jax as sj
+model = sj.load("toy")
+video = model.sample("a red ball rolls behind the wall", seed=0)    # uint8 t h w 3
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def features(level, fps: float, rows: int, columns: int, count: int) -> Float[np
   level = np.atleast_1d(np.asarray(level, np.float32))
   rest = [np.log2(fps / REFERENCE_FPS), np.log2((rows * columns) ** 0.5 / 8)]
   rest.append(np.log2(columns / rows))
-  table = np.concatenate([level[:, None], np.tile(np.float32(rest), (len(level), 1))], axis=1)
+  shared = np.tile(np.asarray(rest, np.float32), (len(level), 1))
+  table = np.concatenate([level[:, None], shared], axis=1)
   return table[:, :count]
 
 
@@ -198,7 +199,8 @@ def draw(
     if rng.random() < 0.5:
       level = levels(rng, int(grid), lt)
     else:
-      level = np.linspace(*np.sort(levels(rng, int(grid), 2)), lt, dtype=np.float32)
+      low, high = np.sort(levels(rng, int(grid), 2))
+      level = np.linspace(low, high, lt, dtype=np.float32)
 
   prompt = "" if rng.random() < mixture.text_dropout else str(rng.choice(clip["captions"]))
   return layout(

@@ -157,7 +157,7 @@ def _unipc_corrector(levels: np.ndarray, i: int) -> tuple[float, float, float, f
 
 
 def _unipc(levels: np.ndarray) -> list[tuple[float, ...]]:
-  rows = []
+  rows: list[tuple[float, ...]] = []
   for i in range(len(levels) - 1):
     corrector = _unipc_corrector(levels, i) if i > 0 else (1.0, 0.0, 0.0, 0.0)
     rows.append((levels[i], *corrector, *_dpmpp_step(levels, i)))

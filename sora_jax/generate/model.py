@@ -252,7 +252,7 @@ def enable_compilation_cache() -> None:
   In `JAX_COMPILATION_CACHE_DIR` if that is set, else in the user's cache folder.
   """
   base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-  if not jax.config.jax_compilation_cache_dir:
+  if not jax.config.values["jax_compilation_cache_dir"]:
     jax.config.update("jax_compilation_cache_dir", str(base / "sora_jax" / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

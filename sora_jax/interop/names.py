@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def to_ours(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], layers: in
 def to_theirs(params: Params, rules: Sequence[Rule], layers: int) -> dict[str, np.ndarray]:
   """The inverse of `to_ours`."""
   flat = flatten(params)
-  out = {}
+  out: dict[str, np.ndarray] = {}
   for rule in rules:
     array = np.asarray(flat.pop(rule.ours))
     if "{i}" in rule.theirs:
@@ -73,9 +74,9 @@ def to_theirs(params: Params, rules: Sequence[Rule], layers: int) -> dict[str, n
   return out
 
 
-def flatten(tree: Params, prefix: str = "") -> dict[str, np.ndarray]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
   """Nested dict to {"a/b": leaf}."""
-  flat = {}
+  flat: dict[str, np.ndarray] = {}
   for name, value in tree.items():
     path = f"{prefix}{name}"
     flat |= flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}

@@ -145,7 +145,7 @@ def present_tap() -> Initializer:
   the first frame starts as smoothly, but spends every tap on every image.)
   """
 
-  def init(key, shape, dtype=jnp.float32):
+  def init(key, shape, dtype=jnp.float32, out_sharding=None):
     present = normal(key, shape[1:]) / math.sqrt(math.prod(shape[1:-1]))
     return jnp.zeros(shape, dtype).at[-1].set(present.astype(dtype))
 
@@ -155,7 +155,7 @@ def present_tap() -> Initializer:
 def same_frames(weights: tuple[float, ...]) -> Initializer:
   """Every output frame starts as this average over the taps: identity in the channels."""
 
-  def init(key, shape, dtype=jnp.float32):
+  def init(key, shape, dtype=jnp.float32, out_sharding=None):
     del key
     eye = jnp.tile(jnp.eye(shape[-2], dtype=dtype), shape[-1] // shape[-2])
     return jnp.asarray(weights, dtype).reshape(-1, 1, 1, 1, 1) * eye
@@ -208,5 +208,5 @@ def swap_past(module: nn.Module, x: Array, depth: int, before: Array | None) -> 
 
 
 def streaming(module: nn.Module) -> bool:
+  """Whether the module is called chunk by chunk, with a feature cache."""
   return module.is_mutable_collection("cache") and not module.is_initializing()
-

@@ -8,6 +8,7 @@ lie near the words that were used.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,22 +61,29 @@ class Prompts:
 
   Args:
     tokenizer: a `tokenizers.Tokenizer` whose padding id is 0.
-    length: pieces of a prompt; longer ones are an error, since cutting would drop words silently.
+    length: pieces of a prompt.
     known_words: lower-case words of the training captions; empty when unknown.
+    cut: what happens to a longer prompt: an error, since cutting drops words, or (for captions in
+      training, which must go on) it is cut, with one warning.
   """
 
-  def __init__(self, tokenizer: Tokenizer, length: int, known_words: Iterable[str] = ()):
+  def __init__(
+    self, tokenizer: Tokenizer, length: int, known_words: Iterable[str] = (), cut: bool = False
+  ):
     self.tokenizer, self.length, self.known_words = tokenizer, length, frozenset(known_words)
+    self.cut, self._warned = cut, False
 
   @classmethod
-  def load(cls, path: Path, length: int, known_words: Iterable[str] = ()) -> Prompts:
+  def load(
+    cls, path: Path, length: int, known_words: Iterable[str] = (), cut: bool = False
+  ) -> Prompts:
     """Reads a `tokenizer.json`.
 
     Raises:
       UserError: there is none, or it cannot be read.
     """
     try:
-      return cls(Tokenizer.from_file(str(path)), length, known_words)
+      return cls(Tokenizer.from_file(str(path)), length, known_words, cut)
     except Exception as error:  # the library raises bare Exceptions
       raise UserError(f"{path} is not a readable tokenizer.json ({error}).") from error
 
@@ -88,7 +96,7 @@ class Prompts:
     """Ids of each prompt, padded with 0 to `length`.
 
     Raises:
-      UserError: a prompt is empty or longer than `length` pieces.
+      UserError: a prompt is empty, or too long and not to be cut.
     """
     out = np.full((len(prompts), self.length), PAD, np.int32)
     for row, prompt in zip(out, prompts, strict=True):
@@ -96,11 +104,18 @@ class Prompts:
         raise UserError("The prompt is empty: describe the video in a few words.")
       ids = self.tokenizer.encode(prompt).ids
       if len(ids) > self.length:
-        raise UserError(
-          f"The prompt has {len(ids)} word pieces but the model reads {self.length}: shorten it."
-        )
+        self._too_long(prompt, len(ids))
+        ids = ids[: self.length]
       row[: len(ids)] = ids
     return out
+
+  def _too_long(self, prompt: str, count: int) -> None:
+    excess = f"{count} word pieces but the model reads {self.length}"
+    if not self.cut:
+      raise UserError(f"The prompt has {excess}: shorten it.")
+    if not self._warned:
+      print(f"warning: captions are cut; '{prompt}' has {excess}", file=sys.stderr)
+      self._warned = True
 
   def unknown_words(self, prompt: str) -> list[str]:
     """Words of the prompt that no training caption used, in order, without repetition."""

@@ -366,9 +366,7 @@ def _ends(latent_frames: int, chunk: int | None) -> list[int]:
 @partial(jax.jit, static_argnums=0)
 def _encode_piece(vae, params, cache, video):
   variables = {"params": params} | ({} if cache is None else {"cache": cache})
-  (mean, _), kept = vae.apply(
-    variables, video, cache is None, method=vae.encode, mutable=["cache"]
-  )
+  (mean, _), kept = vae.apply(variables, video, cache is None, method=vae.encode, mutable=["cache"])
   shift, scale = _statistics(vae)
   return (mean - shift) / scale, kept["cache"]
 

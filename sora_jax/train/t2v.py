@@ -177,5 +177,6 @@ def build(config: ConfigDict) -> T2VRecipe:
     tokenizer=tokenizer,
     packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size),
   )
+  recipe.prompts.cut = True
   recipe.prompts.known_words = frozenset(recipe.cache.info["words"])
   return recipe

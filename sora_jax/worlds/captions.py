@@ -97,10 +97,12 @@ def _rolls(spec: Spec) -> bool:
 
 
 def with_article(noun: str) -> str:
+  """`noun` with "a" or "an" before it."""
   return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
 def listing(items: list[str]) -> str:
+  """'a, b and c'."""
   if len(items) == 1:
     return items[0]
   return ", ".join(items[:-1]) + " and " + items[-1]

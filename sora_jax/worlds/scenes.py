@@ -56,12 +56,14 @@ def other(rng: Rng, draw: Draw, sizes=("small", "medium"), shapes=SHAPES, taken=
 
 
 def place(kind: tuple, x: float, y: float, **fields) -> Thing:
+  """A thing of (shape, colour, size) that rests on the floor at x, y in metres."""
   shape, colour, size = kind
   scale = SIZES[size]
   return Thing(shape, colour, size, scale, (x, y, rest_height(shape, scale)), **fields)
 
 
 def sliding(shape: str) -> str:
+  """The kind of body (`Thing.body`) of a shape that moves along the floor."""
   return "free" if shape == "ball" else "upright"
 
 
@@ -71,6 +73,7 @@ def _yaw(rng: Rng, shape: str) -> float:
 
 
 def roll(rng: Rng, draw: Draw) -> Parts:
+  """Moves across the floor, or toward or away from the camera."""
   z = rest_height(draw.shape, draw.scale)
   pace = rng.uniform(0.92, 1.08) / draw.duration
   if draw.motion in ("left", "right"):
@@ -211,6 +214,7 @@ def topple(rng: Rng, draw: Draw) -> Parts:
 
 
 def pendulum(rng: Rng, draw: Draw) -> Parts:
+  """Swings on a string, undamped."""
   pivot = (rng.uniform(-0.1, 0.1), rng.uniform(0.0, 0.4), 2.5)
   length = 2.5 - 0.55 - draw.scale
   path = (

@@ -66,6 +66,7 @@ def lathe(profile: np.ndarray, normals: np.ndarray, sides: int) -> Triangles:
 
 
 def cylinder(sides: int = 28) -> Triangles:
+  """An upright cylinder around the origin."""
   r, h = CYLINDER_RADIUS, CYLINDER_HALF
   profile = np.array([(0, -h), (r, -h), (r, -h), (r, h), (r, h), (0, h)])
   normals = np.array([(0, -1), (0, -1), (1, 0), (1, 0), (0, 1), (0, 1)])
@@ -73,6 +74,7 @@ def cylinder(sides: int = 28) -> Triangles:
 
 
 def cone(sides: int = 28) -> Triangles:
+  """An upright cone around the origin."""
   r, h = CONE_RADIUS, CONE_HEIGHT / 2
   slope = np.array([CONE_HEIGHT, r]) / np.hypot(CONE_HEIGHT, r)
   # The tip is a tiny ring: its vertices need normals that differ around the axis.

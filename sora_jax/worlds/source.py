@@ -22,9 +22,9 @@ class WorldSource:
   """`count` worlds; item i depends on (seed, split, i) and the parameters only.
 
   Items are dicts of `video` (uint8 t h w 3), `caption`, `captions`, `fps`, `id` and, with
-  `truth=True`, `truth` (see `worlds.truth`). Any order, thread or process gives the same items. Worlds are laid
-  out for the clip's duration, so the same index at another rate and equal duration shows the same
-  movement.
+  `truth=True`, `truth` (see `worlds.truth`). Any order, thread or process gives the same items.
+  Worlds are laid out for the clip's duration, so the same index at another rate and equal duration
+  shows the same movement.
 
   Args:
     split: "train", "validation" (seen combinations of colour, shape and motion, other worlds) or

@@ -39,3 +39,10 @@ def test_a_damaged_tokenizer_is_named(tmp_path):
   (tmp_path / "tokenizer.json").write_text("{")
   with pytest.raises(UserError, match=r"tokenizer\.json is not a readable"):
     Prompts.load(tmp_path / "tokenizer.json", 12)
+
+
+def test_captions_are_cut_in_training_with_one_warning(capsys):
+  prompts = Prompts.load(minilm.FOLDER / "tokenizer.json", 12, cut=True)
+  assert prompts(["ball " * 30]).shape == (1, 12)
+  prompts(["ball " * 40])
+  assert capsys.readouterr().err.count("captions are cut") == 1

@@ -123,9 +123,7 @@ def test_image_is_a_video_of_one_frame(model):
   video = clip(9)
   latents = encode_video(vae, params, video)
   close(encode_video(vae, params, video[:, :1]), latents[:, :1])
-  close(
-    decode_latents(vae, params, latents[:, :1]), decode_latents(vae, params, latents)[:, :1]
-  )
+  close(decode_latents(vae, params, latents[:, :1]), decode_latents(vae, params, latents)[:, :1])
 
 
 def test_images_prepare_for_videos():
