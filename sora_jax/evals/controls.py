@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,7 +164,7 @@ def main() -> None:
 
     reconstruct = LoadedAutoencoder.load(args.checkpoint).reconstruct
   report = validate(Judge(args.weights), args.count, args.seed, reconstruct)
-  report["command"] = f"python -m sora_jax.evals.controls --count {args.count} --seed {args.seed}"
+  report["command"] = shlex.join(["python", "-m", "sora_jax.evals.controls", *sys.argv[1:]])
   text = json.dumps(report, indent=2)
   temporary = args.weights / f".validation.{os.getpid()}.tmp"
   temporary.write_text(text + "\n")

@@ -50,7 +50,8 @@ class Worlds(tfds.core.GeneratorBasedBuilder):
       description="MuJoCo worlds with captions and the main object's labels.",
       features=tfds.features.FeaturesDict({
         "video": video, "caption": tfds.features.Text(), "fps": np.float32,
-        "id": tfds.features.Text(), "labels": {**labels, "count": np.int32},
+        "captions": tfds.features.Sequence(tfds.features.Text()), "id": tfds.features.Text(),
+        "labels": {**labels, "count": np.int32},
       }),
     )  # fmt: skip
 
