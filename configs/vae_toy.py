@@ -39,7 +39,7 @@ def get_config(arg: str = "video") -> ConfigDict:
       ),
     ),
     optim=dict(
-      name="adamw", lr=6e-4, warmup=100, schedule="cosine", decay=0.01, clip=1.0, ema_decay=0.998
+      name="adamw", lr=3e-4, warmup=100, schedule="cosine", decay=0.01, clip=1.0, ema_decay=0.998
     ),
     train=dict(
       steps=3000, batch_size=4, accumulate=1, log_every=20, checkpoint_every=500,
