@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from typing import Any
 
+from sora_jax.cli.data import parse_size
 from sora_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -40,14 +40,6 @@ def add_parser(verbs: Any) -> None:
   parser.add_argument("--guidance", type=float, metavar="X", help="pull of the prompt, 1 = none")
   parser.add_argument("--sampler", metavar="NAME", help="euler, heun, dpm++ or unipc")
   parser.add_argument("--shift", type=float, metavar="X", help="more of the steps at high noise")
-
-
-def parse_size(text: str) -> tuple[int, int]:
-  """`HxW` as two numbers."""
-  match = re.fullmatch(r"(\d+)x(\d+)", text)
-  if not match:
-    raise UserError(f"The size {text!r} is not of the form HEIGHTxWIDTH, for example 64x96.")
-  return int(match[1]), int(match[2])
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
