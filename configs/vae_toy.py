@@ -38,19 +38,20 @@ def get_config(arg: str = "video") -> ConfigDict:
         folder=dict(weight=0.0, path="", captions=False),
       ),
     ),
+    # Muon on the convolutions: 21.6 dB after 80 steps of 16 images where AdamW reaches 17.4.
     optim=dict(
-      name="adamw", lr=3e-4, warmup=100, schedule="cosine", decay=0.01, clip=1.0, ema_decay=0.998
+      name="muon", lr=2e-3, warmup=50, schedule="cosine", decay=0.01, clip=1.0, ema_decay=0.995,
+      muon_exclude="conv_in|conv_out|quant|shortcut|time",
     ),
     train=dict(
-      steps=3000, batch_size=4, accumulate=1, log_every=20, checkpoint_every=500,
-      preview_every=500,
-      keep=2, mesh=None, max_bad_steps=5,
+      steps=900, batch_size=8, accumulate=1, log_every=20, checkpoint_every=200,
+      preview_every=200, keep=2, mesh=None, max_bad_steps=5,
     ),
   ))  # fmt: skip
   if arg == "images":
     config.data.frames = config.data.sources.photos.frames = 1
-    config.train.update(steps=6000, batch_size=16)
-    config.optim.lr = 1e-3
+    config.loss.lpips = 0.0  # its few frames are noise while the colours are still wrong
+    config.train.update(steps=900, batch_size=32)
   elif arg == "smoke":
     config.model.update(widths=(16, 16, 16))
     config.loss.lpips = 0.0

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from sora_jax.data import pipeline, registry
@@ -25,6 +25,7 @@ from sora_jax.data.records import RecordSource, write_records
 from sora_jax.data.transforms import to_float
 from sora_jax.models.text import words
 from sora_jax.models.vae import VideoVAE, encode_video
+from sora_jax.parallel import sharding
 from sora_jax.typing import Bool, Float, Params
 
 STRETCHES = (1, 5, 9)  # frames encoded alone; few, since each length is a program to compile
@@ -134,7 +135,12 @@ def _pixels(mask: Bool[np.ndarray, "lt lh lw"], shape: tuple[int, ...]) -> np.nd
 
 
 def _encode(vae: VideoVAE, params: Params, video: np.ndarray) -> Float[np.ndarray, "b lt lh lw z"]:
-  return np.asarray(encode_video(vae, params, jnp.asarray(video, jnp.float32)), np.float16)
+  """Half-precision latents; the clips are split over this process' devices."""
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  spec = sharding.fit_spec(sharding.ACTIVATIONS["video"], video.shape, mesh)
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(video.astype(np.float32), NamedSharding(mesh, spec))
+    return np.asarray(encode_video(vae, params, placed), np.float16)
 
 
 def _plain(value: Any) -> Any:

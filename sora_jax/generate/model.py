@@ -25,7 +25,7 @@ from sora_jax.diffusion import conditioning, sampler
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.time import LevelSampler, schedule
 from sora_jax.errors import UserError
-from sora_jax.interop import native
+from sora_jax.interop import native, wordpieces
 from sora_jax.models.dit import DiT
 from sora_jax.models.patch import unpatchify
 from sora_jax.models.text import PAD, Prompts, TextEncoder
@@ -271,12 +271,13 @@ def load(name: str | os.PathLike[str] = "toy") -> VideoModel:
   dit = config_lib.build(DiT, config["transformer"])
   text = config_lib.build(TextEncoder, config["text"])
   transformer = native.read_component(folder, "transformer")
+  transformer["text"]["pieces"] = wordpieces.table()
   params = {"vae": native.read_component(folder, "vae"), **transformer}
   return VideoModel(
     vae=config_lib.build(VideoVAE, config["vae"]),
     dit=dit,
     text=text,
-    prompts=Prompts.load(folder / "tokenizer.json", text.length, config["known_words"]),
+    prompts=Prompts.load(wordpieces.TOKENIZER, text.length, config["known_words"]),
     params=jax.tree.map(jnp.asarray, params),
     config=config,
   )

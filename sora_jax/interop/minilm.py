@@ -21,12 +21,12 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from sora_jax.errors import UserError
+from sora_jax.interop import wordpieces
 from sora_jax.models.text import words
 from sora_jax.typing import Float
 from sora_jax.worlds import WorldSource, captions
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-FOLDER = Path(__file__).parent / "wordpieces"
 ROWS = 12_000
 CAPTIONS = 4000  # of each wording, searched for words to keep
 FIRST_WORD = 1996  # BERT's ids below are unused slots and single characters of rare scripts
@@ -84,12 +84,6 @@ def pruned(words: Iterable[str], rows: int) -> tuple[Tokenizer, Float[np.ndarray
   return Tokenizer.from_str(json.dumps(data)), table
 
 
-def shipped() -> tuple[Path, Float[np.ndarray, "v 384"]]:
-  """The shipped tokenizer.json and its table of word pieces."""
-  stored = load_file(FOLDER / "table.safetensors")
-  return FOLDER / "tokenizer.json", stored["rows"].astype(np.float32) * stored["scale"]
-
-
 def main() -> None:
   """Makes the shipped files again."""
   vocabulary = set()
@@ -100,9 +94,8 @@ def main() -> None:
   tokenizer, table = pruned(sorted(vocabulary), ROWS)
   scale = np.abs(table).max(axis=1, keepdims=True) / 127
   rows = np.round(table / scale).astype(np.int8)
-  FOLDER.mkdir(exist_ok=True)
-  tokenizer.save(str(FOLDER / "tokenizer.json"), pretty=False)
-  save_file({"rows": rows, "scale": scale}, FOLDER / "table.safetensors")
+  tokenizer.save(str(wordpieces.TOKENIZER), pretty=False)
+  save_file({"rows": rows, "scale": scale}, wordpieces.FOLDER / "table.safetensors")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
   config.json            the fields of every component, and where the weights come from
   vae.safetensors        one file of weights per component
   transformer.safetensors
-  tokenizer.json
   training.jsonl         the log of the run that made it
 
 A folder may hold some of the components only (an autoencoder has no transformer).

@@ -127,6 +127,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(BATCH))
 
 
+def batch_shards(rows: int) -> int:
+  """How many devices a batch of `rows` is split over; 1 outside `jit` with a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  names = fit_spec(P(BATCH), (rows,), mesh)[0]
+  return math.prod(mesh.shape[n] for n in ((names,) if isinstance(names, str) else names or ()))
+
+
 def constrain(x: jax.Array, name: str) -> jax.Array:
   """`x`, placed as `ACTIVATIONS[name]` says; unchanged outside `jit` and where no mesh is set."""
   spec = ACTIVATIONS[name]

@@ -3,7 +3,7 @@
 Three groups of parameters are told apart by their paths:
 
   frozen   does not match the recipe's `trainable`: no gradient, no update, no moments
-  muon     matrices inside the network (name="muon"): orthogonalised momentum,
+  muon     matrices and convolutions inside the network (name="muon"): orthogonalised momentum,
            https://kellerjordan.github.io/posts/muon, scaled as in arXiv:2502.16982 so that
            AdamW's learning rate and weight decay carry over
   adamw    everything else: embeddings, norms, biases, modulation tables, first and last layers
@@ -156,16 +156,18 @@ def muon_dimensions(tree: Any, exclude: str) -> Any:
   """`MuonDimensionNumbers` for each matrix Muon updates, None for the rest.
 
   Kernels are `(in, out)`, or `(layers, in, out)` under `blocks`, where `nn.scan` stacks them: each
-  layer is orthogonalised on its own. (optax alone would hand everything stacked to Adam.)
+  layer is orthogonalised on its own. (optax alone would hand everything stacked to Adam.) A
+  convolution `(taps..., in, out)` is the matrix from all it reads to what it writes.
   """
   excluded = re.compile(exclude).search
 
   def dimensions(path: tuple[Any, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
     name = path_string(path)
-    stacked = leaf.ndim == 3 and re.search(r"(^|/)\w*blocks(/|$)", name)
-    if not name.endswith("kernel") or excluded(name) or not (leaf.ndim == 2 or stacked):
+    if not name.endswith("kernel") or excluded(name) or leaf.ndim < 2:
       return None
-    return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+    stacked = bool(re.search(r"(^|/)\w*blocks(/|$)", name))
+    reads = tuple(range(stacked, leaf.ndim - 1))
+    return optax.contrib.MuonDimensionNumbers(reads, leaf.ndim - 1) if reads else None
 
   return jax.tree_util.tree_map_with_path(dimensions, tree)
 

@@ -28,7 +28,7 @@ from sora_jax.diffusion.loss import flow_matching
 from sora_jax.diffusion.time import LevelSampler
 from sora_jax.errors import UserError
 from sora_jax.generate.model import SAMPLING, VideoModel, read_prompts
-from sora_jax.interop import minilm, native
+from sora_jax.interop import native, wordpieces
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.tokens import Tokens
@@ -44,7 +44,6 @@ class T2VRecipe:
   dit: DiT
   text: TextEncoder
   prompts: Prompts
-  tokenizer: Path
   packer: Packer
   trainable: str = "^(?!text/pieces$)"
 
@@ -56,9 +55,10 @@ class T2VRecipe:
       "dit": self.dit.init(keys[0], blank_tokens(self.dit))["params"],
       "text": self.text.init(keys[1], pieces)["params"],
     }
+    del params["text"]["pieces"]
     if self.config.init_from:
-      return native.load_params(self.config.init_from, "transformer", params)
-    params["text"]["pieces"] = jnp.asarray(minilm.shipped()[1])
+      params = native.load_params(self.config.init_from, "transformer", params)
+    params["text"]["pieces"] = jnp.asarray(wordpieces.table())
     return params
 
   def loss(
@@ -108,8 +108,10 @@ class T2VRecipe:
   def description(self) -> dict[str, Any]:
     """The config.json of an exported checkpoint."""
     data = self.config.data
+    source = native.read_config(native.find(self.config.vae))
     return {
-      "vae": native.read_config(native.find(self.config.vae))["vae"],
+      "vae": source["vae"],
+      "vae_training": source.get("vae_training", []),
       "transformer": self.config.model.to_dict(),
       "text": self.config.text.to_dict() | {"vocabulary": self.text.vocabulary},
       "known_words": sorted(self.prompts.known_words),
@@ -118,15 +120,19 @@ class T2VRecipe:
     }
 
   def export(self, params: Params, workdir: Path) -> None:
-    """Writes a complete checkpoint folder: autoencoder, transformer, text, tokenizer, log."""
+    """Writes a complete checkpoint folder: autoencoder, transformer and text, and the log."""
     source = native.find(self.config.vae)
     components = {
       "vae": native.read_component(source, "vae"),
-      "transformer": {"dit": params["dit"], "text": params["text"]},
+      "transformer": {"dit": params["dit"], "text": _without(params["text"], "pieces")},
     }
-    files = {"tokenizer.json": self.tokenizer, "training.jsonl": workdir / "metrics.jsonl"}
-    files = {name: path for name, path in files.items() if path.exists()}
+    log = workdir / "metrics.jsonl"
+    files = {"training.jsonl": log} if log.exists() else {}
     native.save(workdir / "export", components, self.description(), files)
+
+
+def _without(params: Params, name: str) -> Params:
+  return {k: v for k, v in params.items() if k != name}
 
 
 def _draw(clip: dict[str, Any], rng: np.random.Generator, **settings: Any) -> Any:
@@ -165,16 +171,13 @@ def blank_tokens(dit: DiT) -> Tokens:
 
 def build(config: ConfigDict) -> T2VRecipe:
   """The recipe of a config."""
-  tokenizer, table = minilm.shipped()
-  text = config_lib.build(
-    TextEncoder, config.text, vocabulary=table.shape[0], table_width=table.shape[1]
-  )
+  vocabulary, table_width = wordpieces.table().shape
+  text = config_lib.build(TextEncoder, config.text, vocabulary=vocabulary, table_width=table_width)
   recipe = T2VRecipe(
     config=config,
     dit=config_lib.build(DiT, config.model),
     text=text,
-    prompts=Prompts.load(tokenizer, text.length),
-    tokenizer=tokenizer,
+    prompts=Prompts.load(wordpieces.TOKENIZER, text.length),
     packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size),
   )
   recipe.prompts.cut = True

@@ -30,6 +30,7 @@ from sora_jax.evals.lpips import LPIPS
 from sora_jax.interop import native
 from sora_jax.models.discriminator import PatchDiscriminator
 from sora_jax.models.vae import VideoVAE
+from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Params, PRNGKey, Scalar, Video
 
 
@@ -106,10 +107,14 @@ class VAERecipe:
 
   def _lpips(self, video: Video, made: Video, key: PRNGKey) -> Scalar:
     assert self.lpips is not None
-    frames = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
     count = min(self.weights.lpips_images, video.shape[0] * video.shape[1])
     chosen = jax.random.choice(key, video.shape[0] * video.shape[1], (count,), replace=False)
-    return jnp.mean(self.lpips(frames(made)[chosen], frames(video)[chosen]))
+
+    def pick(x: Video) -> Array:
+      frames = rearrange(x, "b t h w c -> (b t) 1 h w c")[chosen]
+      return constrain(frames, "video")[:, 0]  # split among the devices once more
+
+    return jnp.mean(self.lpips(pick(made), pick(video)))
 
   def _adversarial(self, params: Params, video: Video, made: Video) -> dict[str, Scalar]:
     """Both players in one scalar: each sees the other through a stopped gradient."""
@@ -147,10 +152,18 @@ class VAERecipe:
     return self._apply(params, mean, method="decode")
 
   def export(self, params: Params, workdir: Path) -> None:
-    """Writes the autoencoder as a checkpoint folder, with the statistics of its latents."""
+    """Writes the autoencoder as a checkpoint folder, with the statistics of its latents.
+
+    `vae_training` there lists the configs of the runs that made it, this one last.
+    """
     mean, std = self.statistics(params)
-    fields = self.config.model.to_dict() | dict(latent_mean=mean, latent_std=std)
-    native.save(workdir / "export", {"vae": params["vae"]}, {"vae": fields})
+    before = self.config.init_from
+    runs = native.read_config(native.find(before)).get("vae_training", []) if before else []
+    config = {
+      "vae": self.config.model.to_dict() | dict(latent_mean=mean, latent_std=std),
+      "vae_training": [*runs, self.config.to_dict()],
+    }
+    native.save(workdir / "export", {"vae": params["vae"]}, config)
 
   def statistics(self, params: Params, batches: int = 8) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per latent channel over training batches."""

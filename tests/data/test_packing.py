@@ -4,7 +4,7 @@ import numpy as np
 
 from sora_jax.data.packing import Packer
 from sora_jax.diffusion.conditioning import layout
-from sora_jax.interop import minilm
+from sora_jax.interop import wordpieces
 from sora_jax.models.text import Prompts
 
 
@@ -38,7 +38,7 @@ def test_a_realistic_mixture_fills_the_rows(rng):
 
 
 def test_fields_point_at_their_own_rows(rng):
-  prompts = Prompts.load(minilm.FOLDER / "tokenizer.json", 12)
+  prompts = Prompts.load(wordpieces.TOKENIZER, 12)
   given = samples(rng, 3)
   batch = Packer(rows=1, length=300, cond_rows=5, prompts=4).fill([given], prompts)
   start = text = 0

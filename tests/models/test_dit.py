@@ -10,7 +10,7 @@ import pytest
 from sora_jax.data.packing import Packer
 from sora_jax.diffusion.conditioning import Stretch, latent_times, layout
 from sora_jax.generate.model import read_prompts
-from sora_jax.interop import minilm
+from sora_jax.interop import wordpieces
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import Prompts, TextEncoder
 
@@ -23,7 +23,7 @@ TEXT = TextEncoder(vocabulary=12_000, width=32, layers=1, heads=2, length=12)
 
 @pytest.fixture(scope="module")
 def prompts():
-  return Prompts.load(minilm.FOLDER / "tokenizer.json", TEXT.length)
+  return Prompts.load(wordpieces.TOKENIZER, TEXT.length)
 
 
 @pytest.fixture(scope="module")

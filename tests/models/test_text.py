@@ -3,13 +3,13 @@
 import pytest
 
 from sora_jax.errors import UserError
-from sora_jax.interop import minilm
+from sora_jax.interop import wordpieces
 from sora_jax.models.text import Prompts
 
 
 @pytest.fixture(scope="module")
 def prompts():
-  return Prompts.load(minilm.FOLDER / "tokenizer.json", 12, ["a", "red", "ball"])
+  return Prompts.load(wordpieces.TOKENIZER, 12, ["a", "red", "ball"])
 
 
 def test_any_word_can_be_spelled_and_nothing_is_unknown_to_the_tokenizer(prompts):
@@ -42,7 +42,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path):
 
 
 def test_captions_are_cut_in_training_with_one_warning(capsys):
-  prompts = Prompts.load(minilm.FOLDER / "tokenizer.json", 12, cut=True)
+  prompts = Prompts.load(wordpieces.TOKENIZER, 12, cut=True)
   assert prompts(["ball " * 30]).shape == (1, 12)
   prompts(["ball " * 40])
   assert capsys.readouterr().err.count("captions are cut") == 1

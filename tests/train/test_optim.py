@@ -61,7 +61,7 @@ def test_muon_orthogonalises_each_layer_of_a_stacked_kernel(rng):
     assert np.all((values > 0.5) & (values < 1.4))
   # AdamW's first step has the sign of the gradient and one size for all (Nesterov's, here).
   for path in moved:
-    if not path.endswith(("self_attn/q/kernel", "up/kernel")):
+    if not path.endswith(("self_attn/q/kernel", "up/kernel", "conv/kernel")):
       size = np.abs(moved["text/pieces"]).max()
       np.testing.assert_allclose(moved[path], -size * np.sign(_flat(grads)[path]), rtol=1e-3)
 
@@ -84,7 +84,16 @@ def test_muon_takes_all_block_matrices_of_the_transformer_and_nothing_else():
   kernels = {p for p, x in _flat(params).items() if p.startswith("blocks/") and x.ndim == 3}
   assert taken >= {p for p in kernels if p.endswith("kernel")} and len(taken) >= 10
   assert not any(word in p for p in taken for word in ("patch", "time", "modulation", "norm"))
-  assert all(d == (1, 2) for p, d in leaves if d and path_string(p).startswith("blocks/"))
+  assert all(d == ((1,), 2) for p, d in leaves if d and path_string(p).startswith("blocks/"))
+
+
+def test_muon_takes_a_convolution_as_the_matrix_from_what_it_reads_to_what_it_writes(rng):
+  conv = {"middle": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 3, 4, 8)), jnp.float32)}}
+  section = {"name": "muon", "lr": 0.1, "warmup": 0, "clip": 0.0, "schedule": "constant"}
+  after, _ = _update(optim.build(section, conv, 10), conv, conv)
+  moved = np.asarray(after["middle"]["kernel"] - conv["middle"]["kernel"]).reshape(-1, 8)
+  values = np.linalg.svd(moved, compute_uv=False) / (0.1 * optim.MUON_RMS * np.sqrt(108))
+  assert np.all((values > 0.5) & (values < 1.4))
 
 
 def test_frozen_leaves_have_neither_updates_nor_moments(rng):
