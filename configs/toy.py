@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
       text_dropout=0.1,
     ),
     levels=dict(mean=0.0, std=1.0, shift=1.0, reference_tokens=80, uniform=0.1),
-    packing=dict(length=256, cond_rows=16, prompts=8),
+    packing=dict(length=256, cond_rows=16, text_length=128),
     data=dict(
       cache="data/latents",
       clips=20_000,
@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
       samples=64,  # drawn per step; train.batch_size sequences hold them
       sources=dict(
         worlds=dict(weight=1.0, count=1_000_000, seed=1),
+        records=dict(weight=0.0, path=""),
         folder=dict(weight=0.0, path=""),
         manifest=dict(weight=0.0, path=""),
         tfds=dict(weight=0.0, source=""),
@@ -50,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
       name="muon", lr=2e-3, warmup=100, schedule="linear", decay=0.01, clip=1.0, ema_decay=0.999
     ),
     train=dict(
-      steps=6000, batch_size=19, accumulate=1, log_every=20, checkpoint_every=500,
+      steps=6000, batch_size=18, accumulate=1, log_every=20, checkpoint_every=500,
       preview_every=1000,
       keep=2, mesh=None, max_bad_steps=5,
     ),

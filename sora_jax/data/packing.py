@@ -17,22 +17,22 @@ class Packer:
 
   Attributes:
     rows: sequences of a batch. length: tokens of a sequence.
-    cond_rows, prompts: room for conditioning rows and prompts in a sequence.
+    cond_rows, text_length: room for conditioning rows and word pieces in a sequence.
   """
 
   rows: int
   length: int
   cond_rows: int
-  prompts: int
+  text_length: int
 
-  def assign(self, samples: Sequence[Sample]) -> list[list[int]]:
+  def assign(self, samples: Sequence[Sample], prompts: Prompts) -> list[list[int]]:
     """Which samples go into which sequence: best fit, longest first. Some may find no room."""
     order = sorted(range(len(samples)), key=lambda i: -len(samples[i].values))
-    room = np.tile([self.length, self.cond_rows, self.prompts], (self.rows, 1))
+    room = np.tile([self.length, self.cond_rows, self.text_length], (self.rows, 1))
     rows: list[list[int]] = [[] for _ in range(self.rows)]
     for i in order:
       s = samples[i]
-      need = np.array([len(s.values), len(s.cond), len(s.prompts)])
+      need = np.array([len(s.values), len(s.cond), sum(map(len, prompts(s.prompts)))])
       fits = np.flatnonzero((room >= need).all(axis=1))
       if len(fits):
         row = fits[np.argmin(room[fits, 0])]
@@ -41,8 +41,8 @@ class Packer:
     return rows
 
   def __call__(self, samples: Sequence[Sample], prompts: Prompts) -> dict[str, np.ndarray]:
-    """The fields of `Tokens` (values clean), with word pieces `pieces` (b P s) for the text."""
-    return self.fill([[samples[i] for i in row] for row in self.assign(samples)], prompts)
+    """The fields of `Tokens` (values clean), with word pieces `pieces` (b s) for the text."""
+    return self.fill([[samples[i] for i in row] for row in self.assign(samples, prompts)], prompts)
 
   def fill(self, rows: Sequence[Sequence[Sample]], prompts: Prompts) -> dict[str, np.ndarray]:
     """Lays out the samples of each row one after the other."""
@@ -57,10 +57,11 @@ class Packer:
       "cond": np.zeros((b, self.cond_rows, first.cond.shape[1]), np.float32),
       "cond_index": np.zeros((b, n), np.int32),
       "prompt": np.zeros((b, n), np.int32),
-      "pieces": np.zeros((b, self.prompts, prompts.length), np.int32),
+      "pieces": np.zeros((b, self.text_length), np.int32),
+      "text_ids": np.zeros((b, self.text_length), np.int32),
     }
     for r, row in enumerate(rows):
-      token = cond = prompt = 0
+      token = cond = prompt = piece = 0
       for number, s in enumerate(row):
         here = np.s_[r, token : token + len(s.values)]
         for name in ("values", "positions", "period", "block"):
@@ -69,7 +70,10 @@ class Packer:
         batch["cond_index"][here] = s.cond_index + cond
         batch["prompt"][here] = np.where(s.prompt > 0, s.prompt + prompt, 0)
         batch["cond"][r, cond : cond + len(s.cond)] = s.cond
-        if s.prompts:
-          batch["pieces"][r, prompt : prompt + len(s.prompts)] = prompts(s.prompts)
-        token, cond, prompt = token + len(s.values), cond + len(s.cond), prompt + len(s.prompts)
+        for pieces in prompts(s.prompts):
+          prompt += 1
+          batch["pieces"][r, piece : piece + len(pieces)] = pieces
+          batch["text_ids"][r, piece : piece + len(pieces)] = prompt
+          piece += len(pieces)
+        token, cond = token + len(s.values), cond + len(s.cond)
     return batch

@@ -28,7 +28,7 @@ from sora_jax.errors import UserError
 from sora_jax.interop import native, wordpieces
 from sora_jax.models.dit import DiT
 from sora_jax.models.patch import unpatchify
-from sora_jax.models.text import PAD, Prompts, TextEncoder
+from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.tokens import Tokens
 from sora_jax.models.vae import VideoVAE, decode_latents, encode_video
 from sora_jax.typing import Array, Float, Params, UInt8
@@ -193,7 +193,7 @@ class VideoModel:
     given = [lay(np.asarray(x), prompt=p) for x, p in zip(noise, prompts, strict=True)]
     against = [lay(np.asarray(x), prompt=negative) for x in noise]
     n = len(given[0].values)
-    packer = Packer(rows=len(given), length=n, cond_rows=1, prompts=1)
+    packer = Packer(rows=len(given), length=n, cond_rows=1, text_length=self.prompts.length)
     batches = [packer.fill([[s] for s in rows], self.prompts) for rows in (given, against)]
     table = self._table(request, n)
     guidance = self._guidance(request)
@@ -210,15 +210,8 @@ class VideoModel:
 def read_prompts(encoder: TextEncoder, params: Params, batch: Mapping[str, Array]) -> Tokens:
   """A packed batch (`data.packing`) as `Tokens`: word pieces become encoder states."""
   fields = dict(batch)
-  pieces = fields.pop("pieces")
-  b, count, length = pieces.shape
-  states = encoder.apply({"params": params}, pieces.reshape(b * count, length))
-  ids = jnp.arange(1, count + 1, dtype=jnp.int32)[None, :, None] * (pieces != PAD)
-  return Tokens(
-    **fields,
-    text=states.reshape(b, count * length, -1),
-    text_ids=ids.reshape(b, count * length).astype(jnp.int32),
-  )
+  states = encoder.apply({"params": params}, fields.pop("pieces"), batch["text_ids"])
+  return Tokens(**fields, text=states)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

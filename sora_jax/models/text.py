@@ -15,18 +15,17 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from tokenizers import Tokenizer
 
 from sora_jax.errors import UserError
 from sora_jax.models.layers import Attention, LayerNorm, Mlp
 from sora_jax.typing import Array, Float, Int
 
-PAD = 0
-
 
 class TextEncoder(nn.Module):
-  """Pre-norm transformer encoder over word pieces.
+  """Pre-norm transformer encoder over word pieces. Several prompts may be packed into one row.
+
+  `ids` says which prompt a piece belongs to, from 1; 0 is padding. Prompts never see each other.
 
   Attributes:
     vocabulary, table_width: shape of the pretrained table `pieces`, which is not trained.
@@ -42,12 +41,12 @@ class TextEncoder(nn.Module):
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, pieces: Int[Array, "b s"]) -> Float[Array, "b s e"]:
+  def __call__(self, pieces: Int[Array, "b s"], ids: Int[Array, "b s"]) -> Float[Array, "b s e"]:
     table = self.param("pieces", nn.initializers.normal(1.0), (self.vocabulary, self.table_width))
     position = self.param("position", nn.initializers.normal(0.02), (self.length, self.width))
-    ids = (pieces != PAD).astype(jnp.int32)
+    place = jnp.sum(jnp.tril(ids[:, :, None] == ids[:, None, :], -1), axis=-1)  # in its prompt
     x = nn.Dense(self.width, dtype=self.dtype, name="table_in")(jnp.take(table, pieces, axis=0))
-    x = x + position[: pieces.shape[1]].astype(x.dtype)
+    x = x + jnp.take(position, place, axis=0, mode="clip").astype(x.dtype)
     for i in range(self.layers):
       attention = Attention(self.width, self.heads, dtype=self.dtype, name=f"attention_{i}")
       x = x + attention(LayerNorm(affine=True, name=f"norm_{i}a")(x), ids)
@@ -60,8 +59,8 @@ class Prompts:
   """Turns prompts into word-piece ids, and knows which words training has seen.
 
   Args:
-    tokenizer: a `tokenizers.Tokenizer` whose padding id is 0.
-    length: pieces of a prompt.
+    tokenizer: a `tokenizers.Tokenizer`.
+    length: the longest prompt, in pieces.
     known_words: lower-case words of the training captions; empty when unknown.
     cut: what happens to a longer prompt: an error, since cutting drops words, or (for captions in
       training, which must go on) it is cut, with one warning.
@@ -92,21 +91,20 @@ class Prompts:
     """Rows the encoder's table needs."""
     return self.tokenizer.get_vocab_size()
 
-  def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "b s"]:
-    """Ids of each prompt, padded with 0 to `length`.
+  def __call__(self, prompts: Sequence[str]) -> list[list[int]]:
+    """The word pieces of each prompt, at most `length`.
 
     Raises:
       UserError: a prompt is empty, or too long and not to be cut.
     """
-    out = np.full((len(prompts), self.length), PAD, np.int32)
-    for row, prompt in zip(out, prompts, strict=True):
+    out = []
+    for prompt in prompts:
       if not prompt.strip():
         raise UserError("The prompt is empty: describe the video in a few words.")
       ids = self.tokenizer.encode(prompt).ids
       if len(ids) > self.length:
         self._too_long(prompt, len(ids))
-        ids = ids[: self.length]
-      row[: len(ids)] = ids
+      out.append(ids[: self.length])
     return out
 
   def _too_long(self, prompt: str, count: int) -> None:

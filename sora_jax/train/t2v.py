@@ -53,7 +53,7 @@ class T2VRecipe:
     pieces = jnp.zeros((1, self.prompts.length), jnp.int32)
     params = {
       "dit": self.dit.init(keys[0], blank_tokens(self.dit))["params"],
-      "text": self.text.init(keys[1], pieces)["params"],
+      "text": self.text.init(keys[1], pieces, pieces)["params"],
     }
     del params["text"]["pieces"]
     if self.config.init_from:

@@ -31,6 +31,7 @@ from sora_jax.interop import native
 from sora_jax.models.discriminator import PatchDiscriminator
 from sora_jax.models.vae import VideoVAE
 from sora_jax.parallel.sharding import constrain
+from sora_jax.train.optim import path_mask
 from sora_jax.typing import Array, Params, PRNGKey, Scalar, Video
 
 
@@ -167,8 +168,10 @@ class VAERecipe:
 
   def statistics(self, params: Params, batches: int = 8) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per latent channel over training batches."""
-    if self.config.model.latent_mean is not None:  # a polished decoder keeps its latents
-      return list(self.config.model.latent_mean), list(self.config.model.latent_std)
+    encoder = {"vae": {"encoder": params["vae"]["encoder"]}}
+    if self.config.init_from and not any(jax.tree.leaves(path_mask(encoder, self.trainable))):
+      frozen = native.read_config(native.find(self.config.init_from))["vae"]
+      return frozen["latent_mean"], frozen["latent_std"]
     encode = jax.jit(lambda params, video: self._apply(params, video, method="encode")[0])
     data = self.dataset(0, 1)
     latents = np.concatenate([

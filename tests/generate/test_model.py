@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
     "vae": jax.jit(vae.init)(key, np.zeros((1, 1, 16, 16, 3), np.float32), key)["params"],
     "transformer": {
       "dit": perturbed(jax.jit(dit.init)(key, blank_tokens(dit))["params"], key),
-      "text": jax.jit(text.init)(key, pieces)["params"],
+      "text": jax.jit(text.init)(key, pieces, pieces)["params"],
     },
   }
   del components["transformer"]["text"]["pieces"]  # those of the package

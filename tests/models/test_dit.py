@@ -45,7 +45,7 @@ def samples():
 def params(samples, prompts):
   batch = pack([[samples[0]]], prompts, 8)
   key = jax.random.key(0)
-  text = jax.jit(TEXT.init)(key, batch["pieces"][:, 0])["params"]
+  text = jax.jit(TEXT.init)(key, batch["pieces"], batch["text_ids"])["params"]
   dit = jax.jit(DIT.init)(key, read_prompts(TEXT, text, batch))["params"]
   leaves, tree = jax.tree.flatten(dit)  # zero-initialised gates would hide whole branches
   keys = jax.random.split(key, len(leaves))
@@ -54,7 +54,7 @@ def params(samples, prompts):
 
 
 def pack(rows, prompts, length):
-  packer = Packer(rows=len(rows), length=length, cond_rows=6, prompts=3)
+  packer = Packer(rows=len(rows), length=length, cond_rows=6, text_length=20)
   return {k: jnp.asarray(v) for k, v in packer.fill(rows, prompts).items()}
 
 

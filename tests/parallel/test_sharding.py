@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from sora_jax.errors import UserError
+from sora_jax.models.conv import conv3d_by_taps
 from sora_jax.models.discriminator import PatchDiscriminator
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder
@@ -77,7 +78,8 @@ def _vae(key):
 
 
 def _text(key):
-  return TextEncoder(vocabulary=1000).init(key, jnp.zeros((1, 6), jnp.int32))
+  pieces = jnp.zeros((1, 6), jnp.int32)
+  return TextEncoder(vocabulary=1000).init(key, pieces, pieces)
 
 
 def _discriminator(key):
@@ -121,6 +123,24 @@ def test_constrain_without_a_mesh_and_with_a_batch_that_does_not_divide(rng):
     np.testing.assert_array_equal(jax.jit(lambda x: sharding.constrain(x, "tokens"))(x), x)
   with pytest.raises(KeyError):
     sharding.constrain(x, "toknes")
+
+
+def test_each_device_sums_a_convolutions_gradient_over_its_own_frames(rng):
+  x = jnp.asarray(rng.normal(size=(8, 3, 6, 6, 2)), jnp.float32)
+  kernel = jnp.asarray(rng.normal(size=(2, 3, 3, 2, 4)), jnp.float32)
+
+  def loss(kernel, x):
+    return jnp.mean(conv3d_by_taps(x, kernel, (1, 1, 1), ((1, 0), (1, 1), (1, 1))) ** 2)
+
+  expected = jax.grad(loss)(kernel, x)
+  assert sharding.batch_shards(24) == 1
+  mesh = sharding.make_mesh({"data": 4, "fsdp": 2})
+  with jax.set_mesh(mesh):
+    assert sharding.batch_shards(24) == 8 and sharding.batch_shards(7) == 1
+    placed = jax.device_put(x, sharding.batch_sharding(mesh))
+    gradient = jax.jit(jax.grad(loss)).lower(kernel, placed).compile()
+    np.testing.assert_allclose(gradient(kernel, placed), expected, rtol=1e-4, atol=1e-5)
+  assert "all-gather" not in gradient.as_text()
 
 
 def test_sharded_parameters_compute_the_same(rng):
