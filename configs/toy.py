@@ -22,16 +22,16 @@ def get_config(arg: str = "") -> ConfigDict:
     vae="toy",
     model=dict(
       width=256, layers=8, heads=4, mlp_width=1024, text_width=256, channels=16, patch=(1, 2, 2),
-      cond_features=4, dtype="bfloat16",
+      cond_features=4, dtype=None,  # float32: most CPUs are slower in bfloat16; for TPUs, switch
     ),
-    text=dict(width=256, layers=2, heads=4, length=64, dtype="bfloat16"),
+    text=dict(width=256, layers=2, heads=4, length=64, dtype=None),
     mixture=dict(
       weights=dict(none=0.50, first=0.15, prefix=0.10, stretch=0.10, spatial=0.05, noise=0.10),
       images=0.2,
       text_dropout=0.1,
     ),
     levels=dict(mean=0.0, std=1.0, shift=1.0, reference_tokens=80, uniform=0.1),
-    packing=dict(length=256, cond_rows=16, text_length=128),
+    packing=dict(length=160, cond_rows=16, text_length=80),
     data=dict(
       cache="data/latents",
       clips=20_000,
@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
       name="muon", lr=2e-3, warmup=100, schedule="linear", decay=0.01, clip=1.0, ema_decay=0.999
     ),
     train=dict(
-      steps=6000, batch_size=18, accumulate=1, log_every=20, checkpoint_every=500,
+      steps=6000, batch_size=28, accumulate=1, log_every=20, checkpoint_every=500,
       preview_every=1000,
       keep=2, mesh=None, max_bad_steps=5,
     ),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def cache(
   folder: Path,
   vae: VideoVAE,
   params: Params,
-  sources: Mapping[str, Mapping[str, Any]],
+  sources: registry.Sections,
   *,
   clips: int,
   frames: int,

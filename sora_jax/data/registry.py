@@ -12,11 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from sora_jax import config as config_lib
 from sora_jax.data import sources
 from sora_jax.data.pipeline import Source
 from sora_jax.errors import UserError
 from sora_jax.worlds import WorldSource
+
+# Kind -> its weight and settings.
+Sections = Mapping[str, Any] | ConfigDict
 
 KINDS: dict[str, Callable[..., Source]] = {
   "worlds": WorldSource,
@@ -28,7 +33,7 @@ KINDS: dict[str, Callable[..., Source]] = {
 }
 
 
-def open_sources(sections: Mapping[str, Mapping[str, Any]]) -> list[tuple[Source, float]]:
+def open_sources(sections: Sections) -> list[tuple[Source, float]]:
   """The sources of a config section, with their weights.
 
   Raises:

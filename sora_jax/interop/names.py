@@ -74,9 +74,9 @@ def to_theirs(params: Params, rules: Sequence[Rule], layers: int) -> dict[str, n
   return out
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """Nested dict to {"a/b": leaf}."""
-  flat: dict[str, np.ndarray] = {}
+  flat: dict[str, Any] = {}
   for name, value in tree.items():
     path = f"{prefix}{name}"
     flat |= flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}

@@ -11,7 +11,8 @@ Both tables hold `PartitionSpec`s. A parameter's spec names its *trailing* axes,
 a kernel `(in, out)`, the same kernel stacked by `nn.scan` `(layers, in, out)` and a convolution
 `(t, h, w, in, out)`: the leading axes are never split. An axis whose size a mesh axis does not
 divide is left whole. Optimiser moments and EMA have their parameter's path at the end of their own,
-so they fall under the same rule.
+so they fall under the same rule; what that leaves whole of them is split over `data` too, since
+each device can update its share (ZeRO stage 1, Rajbhandari et al. 2020, arXiv:1910.02054).
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ RULES: Rules = (
   (r"(^|/)(pieces|position)$", P("tensor", "fsdp")),
   (r"(^|/)(encoder|decoder|discriminator)/.*kernel$", P(None, "fsdp")),
 )
+
+# The parts of a training state that only its update reads.
+UPDATED = re.compile(r"(opt_state|ema)/")
 
 # Batch axes first; what is not named is not split.
 ACTIVATIONS: dict[str, P] = {
@@ -113,13 +117,28 @@ def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
 
 
 def param_shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-  """A `NamedSharding` for each leaf of `tree` (arrays or `jax.eval_shape`'s structs)."""
+  """A `NamedSharding` for each leaf of a training state or of parameters (arrays or structs)."""
 
   def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-    rule = find_rule(path_string(path), rules)
-    return NamedSharding(mesh, fit_spec(rule[1] if rule else P(), leaf.shape, mesh))
+    name = path_string(path)
+    rule = find_rule(name, rules)
+    spec = fit_spec(rule[1] if rule else P(), leaf.shape, mesh)
+    return NamedSharding(mesh, spread(spec, leaf.shape, mesh) if UPDATED.match(name) else spec)
 
   return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def spread(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+  """`spec` with the first axis it leaves whole split over `data`, if `data` divides one.
+
+  The first: for a stacked kernel that is the layers, which Muon updates one by one anyway.
+  """
+  entries = [*spec, *[None] * (len(shape) - len(spec))]
+  count = mesh.shape["data"]
+  whole = [i for i, size in enumerate(shape) if entries[i] is None and size % count == 0]
+  if count > 1 and len(shape) > 1 and whole:
+    entries[whole[0]] = "data"
+  return P(*entries)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

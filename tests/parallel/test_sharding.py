@@ -125,6 +125,18 @@ def test_constrain_without_a_mesh_and_with_a_batch_that_does_not_divide(rng):
     sharding.constrain(x, "toknes")
 
 
+def test_moments_and_averages_are_split_over_data_and_parameters_are_not():
+  mesh = sharding.make_mesh({"data": 4, "tensor": 2})
+  kernel = {"blocks": {"self_attention": {"q": {"kernel": jnp.zeros((8, 16, 16))}}}}
+  conv = {"vae": {"decoder": {"kernel": jnp.zeros((3, 3, 3, 16, 10))}}}
+  placed = sharding.param_shardings({"params": kernel, "ema": kernel, "opt_state": [conv]}, mesh)
+  specs = [s.spec for s in jax.tree.leaves(placed)]  # in the order of the names
+  assert specs[0] == P("data", "fsdp", "tensor")
+  assert specs[1] == P(None, None, None, "data", "fsdp")
+  assert specs[2] == P(None, "fsdp", "tensor")
+  assert sharding.spread(P(), (6, 7), mesh) == P(None, None)
+
+
 def test_each_device_sums_a_convolutions_gradient_over_its_own_frames(rng):
   x = jnp.asarray(rng.normal(size=(8, 3, 6, 6, 2)), jnp.float32)
   kernel = jnp.asarray(rng.normal(size=(2, 3, 3, 2, 4)), jnp.float32)

@@ -1,0 +1,74 @@
+"""From worlds to an autoencoder, from there to a transformer, from there to a video: the path."""
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax import config as config_lib
+from sora_jax.generate import model as generate
+from sora_jax.interop import native
+from sora_jax.train import loop
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp("path")
+
+
+@pytest.fixture(scope="module")
+def vae(folder):
+  config = config_lib.load("configs/vae_toy.py:smoke")
+  result = loop.fit(config, folder / "vae")
+  assert result["step"] == 4 and np.isfinite(result["loss"])
+  return folder / "vae" / "export"
+
+
+@pytest.fixture(scope="module")
+def config(folder, vae):
+  config = config_lib.load("configs/toy.py:smoke")
+  config.vae, config.data.cache = str(vae), str(folder / "latents")
+  config.data.update(frames=5, size=(32, 32))
+  config.train.preview_every = 4
+  return config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder, config):
+  result = loop.fit(config, folder / "t2v")
+  assert result["step"] == 4 and np.isfinite(result["loss"])
+  return folder / "t2v" / "export"
+
+
+def test_the_path_ends_in_a_video(checkpoint, folder):
+  model = generate.load(checkpoint)
+  clip = model.sample("a red ball rolls to the left", steps=2)
+  assert clip.shape == (5, 32, 32, 3) and clip.dtype == np.uint8
+  assert list((folder / "t2v" / "previews").iterdir())
+  stored = native.read_config(checkpoint)
+  assert stored["vae_training"][0]["recipe"] == "vae" and stored["training"]["recipe"] == "t2v"
+  assert "ball" in stored["known_words"]
+
+
+def test_training_goes_on_from_an_exported_checkpoint(checkpoint, vae, config):
+  config = config.copy_and_resolve_references()
+  config.init_from = str(checkpoint)
+  recipe = loop.build_recipe(config)
+  params = recipe.init(jax.random.key(1))
+  loaded = generate.load(checkpoint).params
+  jax.tree.map(np.testing.assert_array_equal, params, {k: loaded[k] for k in params})
+
+
+def test_a_polished_decoder_keeps_its_latents(folder, vae):
+  config = config_lib.load("configs/vae_toy.py:smoke")
+  config.init_from, config.trainable = str(vae), "^vae/(decoder|post_quant)/|^discriminator/"
+  config.loss.update(adversarial=0.05, latent_noise=0.1, equivariance=0.0)
+  loop.fit(config, folder / "polished")
+  before, after = (native.read_config(f) for f in (vae, folder / "polished" / "export"))
+  assert after["vae"] == before["vae"] and len(after["vae_training"]) == 2
+  old, new = (native.read_component(f, "vae") for f in (vae, folder / "polished" / "export"))
+  for part in ("encoder", "quant"):
+    jax.tree.map(np.testing.assert_array_equal, old[part], new[part])
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), old["decoder"], new["decoder"])
+  assert max(jax.tree.leaves(moved)) > 0
