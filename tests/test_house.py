@@ -25,8 +25,9 @@ LAYERS = (
   ("train", "generate", "evals", "interop"),
   ("cli",),
 )
-# The one thing models may know of the machine: a constraint that does nothing without a mesh.
-CONSTRAIN = "sora_jax.parallel.sharding.constrain"
+# All that models may know of the machine: a constraint that does nothing without a mesh, and the
+# number of devices a batch is split over.
+PLACEMENT = {f"sora_jax.parallel.sharding.{name}" for name in ("constrain", "batch_shards")}
 # Libraries that only some files may import: everything else goes through those files.
 RESERVED = {
   "orbax": ("train/checkpoint.py",),
@@ -82,7 +83,7 @@ def test_imports_point_one_way(path):
     return
   pure = relative.parts[1] in LAYERS[1]
   for dotted in imports(path):
-    if not within(dotted, "sora_jax") or dotted == CONSTRAIN:
+    if not within(dotted, "sora_jax") or dotted in PLACEMENT:
       continue
     other = layer(dotted)
     assert other is not None and other <= own, f"{name_of(path)} imports {dotted}"

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from sora_jax.data import pipeline, registry
@@ -36,7 +37,7 @@ def cache(
   folder: Path,
   vae: VideoVAE,
   params: Params,
-  sources: registry.Sections,
+  sources: Mapping[str, Any] | ConfigDict,
   *,
   clips: int,
   frames: int,

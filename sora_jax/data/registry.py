@@ -20,9 +20,6 @@ from sora_jax.data.pipeline import Source
 from sora_jax.errors import UserError
 from sora_jax.worlds import WorldSource
 
-# Kind -> its weight and settings.
-Sections = Mapping[str, Any] | ConfigDict
-
 KINDS: dict[str, Callable[..., Source]] = {
   "worlds": WorldSource,
   "records": sources.RecordSource,
@@ -33,7 +30,7 @@ KINDS: dict[str, Callable[..., Source]] = {
 }
 
 
-def open_sources(sections: Sections) -> list[tuple[Source, float]]:
+def open_sources(sections: Mapping[str, Any] | ConfigDict) -> list[tuple[Source, float]]:
   """The sources of a config section, with their weights.
 
   Raises:
