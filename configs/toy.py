@@ -1,8 +1,13 @@
 r"""The transformer of the shipped checkpoint `toy`: text to video at 64 px, 17 frames.
 
-Needs the autoencoder of configs/vae_toy.py; renders and encodes its training clips the first time.
+Two stages. `images` is mostly first frames, a fifth of a clip's tokens each: it learns what the
+words look like. `video` starts from its weights and learns how things move. Needs the autoencoder
+of configs/vae_toy.py; the first command renders and encodes the training clips.
 
-  sora-jax train --config=configs/toy.py --config.vae=runs/vae/export --workdir runs/toy
+  sora-jax train --config=configs/toy.py:images --config.vae=runs/vae/export \
+      --workdir runs/toy_images
+  sora-jax train --config=configs/toy.py --config.vae=runs/vae/export \
+      --config.init_from=runs/toy_images/export --workdir runs/toy
 
 On your own videos (mp4 files with captions in .txt files beside them):
 
@@ -13,8 +18,8 @@ On your own videos (mp4 files with captions in .txt files beside them):
 from ml_collections import ConfigDict
 
 
-def get_config(arg: str = "") -> ConfigDict:
-  """The full run, or `smoke`: seconds on a CPU, with the shipped autoencoder."""
+def get_config(arg: str = "video") -> ConfigDict:
+  """`video` (the default), `images`, or `smoke`: seconds on a CPU, with the shipped autoencoder."""
   config = ConfigDict(dict(
     recipe="t2v",
     seed=0,
@@ -22,7 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
     vae="toy",
     model=dict(
       width=256, layers=8, heads=4, mlp_width=1024, text_width=256, channels=16, patch=(1, 2, 2),
-      cond_features=4, dtype=None,  # float32: most CPUs are slower in bfloat16; for TPUs, switch
+      cond_features=4, absolute=True,
+      dtype=None,  # float32: most CPUs are slower in bfloat16; for TPUs, switch
     ),
     text=dict(width=256, layers=2, heads=4, length=64, dtype=None),
     mixture=dict(
@@ -34,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     packing=dict(length=160, cond_rows=16, text_length=80),
     data=dict(
       cache="data/latents",
-      clips=20_000,
+      clips=10_000,
       frames=17,
       size=(64, 64),
       fps=8.0,
@@ -62,11 +68,16 @@ def get_config(arg: str = "") -> ConfigDict:
       "a yellow cylinder swings back and forth",
     ),
   ))  # fmt: skip
-  if arg == "smoke":
+  if arg == "images":
+    config.mixture.images = 0.9
+    config.data.samples = 96
+    config.packing.text_length = 160
+    config.train.update(steps=1000, batch_size=16)
+  elif arg == "smoke":
     config.model.update(width=64, layers=2, heads=2, mlp_width=128, text_width=64)
     config.text.update(width=64, layers=1, heads=2)
     config.data.update(clips=16, samples=6)
     config.train.update(steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4)
-  elif arg:
-    raise ValueError(f"configs/toy.py takes smoke, not {arg!r}")
+  elif arg != "video":
+    raise ValueError(f"configs/toy.py takes video, images or smoke, not {arg!r}")
   return config

@@ -28,7 +28,9 @@ from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Float
 
 VARIANTS: dict[str, dict[str, Any]] = {
-  "toy": dict(width=256, layers=8, heads=4, mlp_width=1024, text_width=256, cond_features=4),
+  "toy": dict(
+    width=256, layers=8, heads=4, mlp_width=1024, text_width=256, cond_features=4, absolute=True
+  ),
   "wan2.1-1.3b": dict(width=1536, layers=30, heads=12, mlp_width=8960, text_width=4096),
   "wan2.1-14b": dict(width=5120, layers=40, heads=40, mlp_width=13824, text_width=4096),
 }
@@ -84,6 +86,8 @@ class DiT(nn.Module):
     text_width: width `e` of the text encoder's states.
     channels: latent channels. patch: (time, row, column) size of a patch, in latents.
     cond_features: features of a cond row; the first is the noise level.
+    absolute: adds an embedding of its position to each patch. RoPE tells differences only, so where
+      a thing is must be inferred from the borders, which small models learn slowly. Not in Wan.
     freq_width: width of the noise level's sinusoid.
     dtype: of the matmuls and the activations between them; parameters, norms, modulation, softmax
       and the output stay in float32.
@@ -98,6 +102,7 @@ class DiT(nn.Module):
   channels: int = 16
   patch: Patch = (1, 2, 2)
   cond_features: int = 1
+  absolute: bool = False
   freq_width: int = 256
   eps: float = 1e-6
   dtype: Any = None
@@ -112,7 +117,10 @@ class DiT(nn.Module):
   @nn.compact
   def __call__(self, tokens: Tokens) -> Float[Array, "b n p"]:
     dense = lambda name, width: nn.Dense(width, dtype=self.dtype, name=name)  # noqa: E731
-    x = constrain(dense("patch_in", self.width)(tokens.values), "tokens")
+    x = dense("patch_in", self.width)(tokens.values)
+    if self.absolute:
+      x = x + dense("position_in", self.width)(position_features(tokens))
+    x = constrain(x, "tokens")
     text = Mlp(self.width, self.width, self.dtype, name="text_in")(tokens.text)
     text = constrain(text, "text")
     embedding, modulation = self._time(tokens.cond)
@@ -149,6 +157,13 @@ class DiT(nn.Module):
     zeros = nn.initializers.zeros  # adaLN-Zero: every block starts as the identity
     modulation = nn.Dense(6 * self.width, kernel_init=zeros, name="time_modulation")(nn.silu(e))
     return e, rearrange(modulation, "b k (six d) -> b k six d", six=6)
+
+
+def position_features(tokens: Tokens, width: int = 32) -> Float[Array, "b n f"]:
+  """Sinusoids of time, row and column, `width` of each; a circle of time has no origin to tell."""
+  features = sinusoid(tokens.positions, width, max_period=100.0)
+  circle = (tokens.period > 0)[..., None, None] & (jnp.arange(3) == 0)[:, None]
+  return rearrange(jnp.where(circle, 0.0, features), "b n three f -> b n (three f)")
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:

@@ -41,7 +41,10 @@ RULES: Rules = (
   (r"attn\w*/.*(o|out)/kernel$|attention\w*/(o|out)/kernel$", P("tensor", "fsdp")),
   (r"(mlp\w*|text_in)/up/kernel$", P("fsdp", "tensor")),
   (r"(mlp\w*|text_in)/down/kernel$", P("tensor", "fsdp")),
-  (r"(^|/)(patch_in|time_in|time_out|time_modulation|table_in)/kernel$", P("fsdp", "tensor")),
+  (
+    r"(^|/)(patch_in|position_in|time_in|time_out|time_modulation|table_in)/kernel$",
+    P("fsdp", "tensor"),
+  ),
   (r"(^|/)patch_out/kernel$", P("tensor", "fsdp")),
   (r"(^|/)(pieces|position)$", P("tensor", "fsdp")),
   (r"(^|/)(encoder|decoder|discriminator)/.*kernel$", P(None, "fsdp")),

@@ -1,6 +1,7 @@
 """Laws of the transformer over packed sequences."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from sora_jax.models.text import Prompts, TextEncoder
 
 PATCH = (1, 2, 2)
 DIT = DiT(
-  width=48, layers=2, heads=2, mlp_width=64, text_width=32, channels=4, cond_features=4
+  width=48, layers=2, heads=2, mlp_width=64, text_width=32, channels=4, cond_features=4,
+  absolute=True,
 )  # fmt: skip
 TEXT = TextEncoder(vocabulary=12_000, width=32, layers=1, heads=2, length=12)
 
@@ -58,10 +60,10 @@ def pack(rows, prompts, length):
   return {k: jnp.asarray(v) for k, v in packer.fill(rows, prompts).items()}
 
 
-@jax.jit
-def run(params, batch):
+@functools.partial(jax.jit, static_argnames="dit")
+def run(params, batch, dit=DIT):
   tokens = read_prompts(TEXT, params["text"], batch)
-  return DIT.apply({"params": params["dit"]}, tokens)
+  return dit.apply({"params": params["dit"]}, tokens)
 
 
 def split(values, row):
@@ -126,6 +128,13 @@ def test_a_rolled_loop_is_the_same_sequence(params, prompts):
       for x in (latents, np.roll(latents, 1, axis=0))
     )
     assert np.allclose(np.roll(a, 4, axis=0), b, atol=2e-5) == same
+
+
+def test_only_absolute_positions_tell_where(params, samples, prompts):
+  batch = pack([samples], prompts, sum(len(s.values) for s in samples))
+  moved = {**batch, "positions": batch["positions"] + jnp.asarray([3.0, 2.0, 1.0])}
+  for dit, same in ((DIT, False), (DIT.clone(absolute=False), True)):
+    assert np.allclose(run(params, batch, dit), run(params, moved, dit), atol=2e-5) == same
 
 
 def test_remat_changes_no_gradient(params, samples, prompts):
