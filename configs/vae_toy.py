@@ -28,8 +28,8 @@ def get_config(arg: str = "video") -> ConfigDict:
     init_from="",
     trainable=".*",
     model=dict(
-      z_channels=16, widths=(64, 96, 128), res_blocks=1, patch=2, time_down=(True, True),
-      kernel_t=(1, 3, 3), mid_attention=False, latent_mean=None, latent_std=None,
+      z_channels=16, widths=(128, 192), res_blocks=1, patch=4, patch_time=4, time_down=(False,),
+      kernel_t=(1, 3), mid_attention=False, latent_mean=None, latent_std=None,
     ),
     loss=dict(
       lpips=0.1, lpips_images=2, kl=1e-5, equivariance=0.1, adversarial=0.0, latent_noise=0.0
@@ -63,7 +63,7 @@ def get_config(arg: str = "video") -> ConfigDict:
     config.loss.update(lpips=0.3, equivariance=0.0, adversarial=0.05, latent_noise=0.15)
     config.train.steps = 400
   elif arg == "smoke":
-    config.model.update(widths=(16, 16, 16))
+    config.model.update(widths=(16, 16))
     config.loss.lpips = 0.0
     config.data.update(frames=5, size=32)
     config.data.sources.records.weight = config.data.sources.photos.weight = 0.0

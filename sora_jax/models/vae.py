@@ -28,6 +28,7 @@ from sora_jax.models.layers import RMSNorm
 from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Float, Latents, Params, PRNGKey, Video
 
+_PIXELS, _PATCHES = "b (t p) (h q) (w r) c", "b t h w (c p r q)"
 EPS = 1e-8  # of the norms: small beside any real activation (Wan has none), finite gradient at 0
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -202,7 +203,8 @@ class VideoVAE(nn.Module):
     widths: features per level, finest first; each level but the first has half the rows and
       columns of the one before.
     res_blocks: residual blocks per level of the encoder; the decoder has one more.
-    patch: pixels are first rearranged into patch x patch squares.
+    patch: pixels are first rearranged into patch x patch squares,
+    patch_time: of so many frames. The first frame fills a patch alone, repeated.
     time_down: per step from level to level, whether it also halves the frames.
     kernel_t: taps in time of the convolutions, per level.
     mid_attention: whether pixels of a frame attend to each other at the coarsest level.
@@ -215,6 +217,7 @@ class VideoVAE(nn.Module):
   widths: tuple[int, ...] = (64, 96, 128)
   res_blocks: int = 1
   patch: int = 2
+  patch_time: int = 1
   time_down: tuple[bool, ...] = (True, True)
   kernel_t: tuple[int, ...] = (1, 3, 3)
   mid_attention: bool = False
@@ -230,17 +233,22 @@ class VideoVAE(nn.Module):
       kernel_t=self.kernel_t, mid_attention=self.mid_attention, dtype=self.dtype,
     )  # fmt: skip
     self.encoder = Encoder(features=2 * z, **shape)
-    self.decoder = Decoder(features=self.channels * self.patch**2, **shape)
+    patch = self.patch_time * self.patch**2
+    self.decoder = Decoder(features=self.channels * patch, **shape)
     self.quant = CausalConv(2 * z, (1, 1, 1), bias_init=_quiet, dtype=self.dtype)
     self.post_quant = CausalConv(z, (1, 1, 1), dtype=self.dtype)
 
   @property
   def time_stride(self) -> int:
-    return 2 ** sum(self.time_down)
+    return self.patch_time * 2 ** sum(self.time_down)
 
   @property
   def space_stride(self) -> int:
     return self.patch * 2 ** len(self.time_down)
+
+  @property
+  def _patch(self) -> dict[str, int]:
+    return dict(p=self.patch_time, q=self.patch, r=self.patch)
 
   def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """(lt, lh, lw) of a whole video. Raises UserError for a size the autoencoder cannot take."""
@@ -260,7 +268,9 @@ class VideoVAE(nn.Module):
     _check_frames(t if first else t + 1, self.time_stride)
     _check_size(h, w, self.space_stride)
     x = constrain(video, "video")
-    x = rearrange(x, "b t (h q) (w r) c -> b t h w (c r q)", q=self.patch, r=self.patch)
+    if first:
+      x = jnp.concatenate([x[:, :1]] * (self.patch_time - 1) + [x], axis=1)
+    x = rearrange(x, _PIXELS + " -> " + _PATCHES, **self._patch)
     x = constrain(self.quant(self.encoder(x, first)), "latent").astype(jnp.float32)
     mean, logvar = jnp.split(x, 2, axis=-1)
     return mean, jnp.clip(logvar, -30.0, 20.0)
@@ -268,7 +278,8 @@ class VideoVAE(nn.Module):
   def decode(self, latent: Latents, first: bool = True) -> Video:
     """Pixels, nominally in [-1, 1] but not clipped. `first` as for `encode`."""
     x = self.decoder(self.post_quant(constrain(latent, "latent")), first)
-    x = rearrange(x, "b t h w (c r q) -> b t (h q) (w r) c", q=self.patch, r=self.patch)
+    x = rearrange(x, _PATCHES + " -> " + _PIXELS, **self._patch)
+    x = x[:, self.patch_time - 1 :] if first else x
     return constrain(x, "video").astype(jnp.float32)
 
   def __call__(self, video: Video, key: PRNGKey) -> tuple[Video, Latents, Latents]:

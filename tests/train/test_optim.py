@@ -77,14 +77,23 @@ def test_muon_takes_all_block_matrices_of_the_transformer_and_nothing_else():
   model = DiT(width=16, layers=3, heads=2, mlp_width=32, text_width=8)
   params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
   exclude = optim.OptimConfig().muon_exclude
-  dimensions = optim.muon_dimensions(params, exclude)
-  is_leaf = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)  # noqa: E731
-  leaves = jax.tree_util.tree_leaves_with_path(dimensions, is_leaf=is_leaf)
-  taken = {path_string(p) for p, d in leaves if d is not None}
+  taken = {p for p, m in _flat(optim.muon_mask(params, exclude)).items() if m}
   kernels = {p for p, x in _flat(params).items() if p.startswith("blocks/") and x.ndim == 3}
   assert taken >= {p for p in kernels if p.endswith("kernel")} and len(taken) >= 10
   assert not any(word in p for p in taken for word in ("patch", "time", "modulation", "norm"))
-  assert all(d == ((1,), 2) for p, d in leaves if d and path_string(p).startswith("blocks/"))
+
+
+@pytest.mark.parametrize("shape", [(96, 16), (16, 96), (3, 40, 8)])
+def test_orthogonalize_is_newton_schulz(rng, shape):
+  """The steps on the Gram matrix against the steps on the matrix itself, small values included."""
+  x = rng.normal(size=shape) * np.geomspace(1, 1e-3, shape[-1])
+  a, b, c = 3.4445, -4.775, 2.0315
+  y = x / np.linalg.norm(x, axis=(-2, -1), keepdims=True)
+  for _ in range(5):
+    gram = y @ y.mT
+    y = a * y + (b * gram + c * gram @ gram) @ y
+  made = optim.orthogonalize(jnp.asarray(x, jnp.float32))
+  np.testing.assert_allclose(made, y, atol=2e-3)
 
 
 def test_muon_takes_a_convolution_as_the_matrix_from_what_it_reads_to_what_it_writes(rng):
