@@ -5,10 +5,9 @@ later one `time_stride` more. An image is a video of one frame. Both directions 
 clip may be encoded and decoded chunk by chunk, in memory that does not grow with its length, and
 the result is that of the whole clip.
 
-The architecture (and what "the first frame" means to the resampling layers) is that of
-Wan: Open and Advanced Large-Scale Video Generative Models (arXiv:2503.20314), section 4.1, with
-the pixel unshuffle of its version 2.2 as an option; the latents are those of a KL autoencoder
-(Rombach et al., arXiv:2112.10752).
+The levels are Wan's (models/vae_levels.py). Options are the pixel unshuffle of its version 2.2, in
+time too, and fixed principal components beside the levels (models/vae_linear.py). The latents are
+those of a KL autoencoder (Rombach et al., arXiv:2112.10752).
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 
 from sora_jax.errors import UserError
-from sora_jax.models.conv import CausalConv, normal, same_frames
-from sora_jax.models.layers import RMSNorm
+from sora_jax.models.conv import CausalConv, normal, present_tap
+from sora_jax.models.vae_levels import Decoder, Encoder
+from sora_jax.models.vae_linear import PatchComponents
 from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Float, Latents, Params, PRNGKey, Video
 
 _PIXELS, _PATCHES = "b (t p) (h q) (w r) c", "b t h w (c p r q)"
-EPS = 1e-8  # of the norms: small beside any real activation (Wan has none), finite gradient at 0
 
 VARIANTS: dict[str, dict[str, Any]] = {
   "toy": dict(
-    widths=(64, 96, 128), res_blocks=1, patch=2, time_down=(True, True), kernel_t=(1, 3, 3),
-    mid_attention=False,
+    widths=(128, 192), res_blocks=1, patch=4, patch_time=4, time_down=(False,), kernel_t=(1, 3),
+    mid_attention=False, linear=True,
   ),
   "wan2.1": dict(
     widths=(96, 192, 384, 384), res_blocks=2, patch=1, time_down=(False, True, True),
@@ -45,154 +44,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
                 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
   ),
 }  # fmt: skip
-
-
-class ResBlock(nn.Module):
-  """Two normalised convolutions beside the input. The second starts at zero."""
-
-  features: int
-  kernel_t: int
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b t h w i"]) -> Float[Array, "b t h w o"]:
-    conv = partial(CausalConv, self.features, (self.kernel_t, 3, 3), dtype=self.dtype)
-    y = conv(name="conv1")(nn.silu(RMSNorm(EPS, name="norm1")(x)))
-    y = nn.silu(RMSNorm(EPS, name="norm2")(y))
-    y = conv(name="conv2", kernel_init=nn.initializers.zeros)(y)
-    if x.shape[-1] != self.features:
-      x = CausalConv(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
-    return x + y
-
-
-class FrameAttention(nn.Module):
-  """Self-attention among the pixels of each frame, one head."""
-
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-    b, t, h, w, c = x.shape
-    dense = partial(CausalConv, kernel=(1, 1, 1), dtype=self.dtype)
-    qkv = dense(3 * c, name="qkv")(RMSNorm(EPS, name="norm")(x))
-    q, k, v = rearrange(qkv, "b t h w (r k c) -> r (b t) (h w) k c", r=3, k=1)
-    y = jax.nn.dot_product_attention(q, k, v)
-    y = rearrange(y, "(b t) (h w) k c -> b t h w (k c)", b=b, t=t, h=h, w=w)
-    return x + dense(c, kernel_init=nn.initializers.zeros, name="out")(y)
-
-
-class Middle(nn.Module):
-  """The blocks at the coarsest level."""
-
-  kernel_t: int
-  attention: bool
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-    block = partial(ResBlock, x.shape[-1], self.kernel_t, dtype=self.dtype)
-    x = block(name="block_0")(x)
-    if self.attention:
-      x = FrameAttention(dtype=self.dtype, name="attention")(x)
-    return block(name="block_1")(x)
-
-
-class Downsample(nn.Module):
-  """Halves rows and columns, and, if asked, the frames after the first one.
-
-  In time, output i > 0 sees inputs 2i-2, 2i-1, 2i, and the first frame passes as it is. At the
-  start of training an output is the mean of its two new frames: a still clip stays as it was.
-  """
-
-  time: bool
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b t h w c"], first: bool) -> Float[Array, "b _ _ _ c"]:
-    c = x.shape[-1]
-    x = CausalConv(c, (1, 3, 3), (1, 2, 2), dtype=self.dtype, name="conv")(x)
-    if not self.time:
-      return x
-    conv = CausalConv(
-      c, (3, 1, 1), (2, 1, 1), same_frames((0, 0.5, 0.5)), dtype=self.dtype, name="time_conv"
-    )
-    if not first:
-      return conv(x)
-    return jnp.concatenate([x[:, :1], conv(x[:, 1:], before=x[:, :1])], axis=1)
-
-
-class Upsample(nn.Module):
-  """Doubles, if asked, the frames after the first one, and rows and columns; halves the width.
-
-  In time, the first frame passes as it is and is not seen by those after it: for them the clip
-  begins at the second frame. At the start of training each frame is shown twice.
-  """
-
-  time: bool
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b t h w c"], first: bool) -> Float[Array, "b _ _ _ _"]:
-    c = x.shape[-1]
-    if self.time:
-      head, tail = (x[:, :1], x[:, 1:]) if first else (x[:, :0], x)
-      conv = CausalConv(
-        2 * c, (3, 1, 1), kernel_init=same_frames((0, 0, 1)), dtype=self.dtype, name="time_conv"
-      )
-      tail = rearrange(conv(tail), "b t h w (r c) -> b (t r) h w c", r=2)
-      x = jnp.concatenate([head, tail], axis=1)
-    x = repeat(x, "b t h w c -> b t (h r) (w s) c", r=2, s=2)
-    return CausalConv(c // 2, (1, 3, 3), dtype=self.dtype, name="conv")(x)
-
-
-class Encoder(nn.Module):
-  """Pixels to the parameters of the latents' distribution."""
-
-  features: int
-  widths: tuple[int, ...]
-  res_blocks: int
-  time_down: tuple[bool, ...]
-  kernel_t: tuple[int, ...]
-  mid_attention: bool
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b t h w c"], first: bool) -> Float[Array, "b lt lh lw z2"]:
-    conv = partial(CausalConv, dtype=self.dtype)
-    x = conv(self.widths[0], (self.kernel_t[0], 3, 3), name="conv_in")(x)
-    for i, (width, kernel_t) in enumerate(zip(self.widths, self.kernel_t, strict=True)):
-      for j in range(self.res_blocks):
-        x = ResBlock(width, kernel_t, self.dtype, name=f"level_{i}_block_{j}")(x)
-      if i < len(self.time_down):
-        x = Downsample(self.time_down[i], self.dtype, name=f"level_{i}_down")(x, first)
-    x = Middle(self.kernel_t[-1], self.mid_attention, self.dtype, name="middle")(x)
-    x = nn.silu(RMSNorm(EPS, name="norm_out")(x))
-    return conv(self.features, (self.kernel_t[-1], 3, 3), name="conv_out")(x)
-
-
-class Decoder(nn.Module):
-  """Latents to pixels: the encoder's levels from the coarsest, with one more block in each."""
-
-  features: int
-  widths: tuple[int, ...]
-  res_blocks: int
-  time_down: tuple[bool, ...]
-  kernel_t: tuple[int, ...]
-  mid_attention: bool
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Latents, first: bool) -> Float[Array, "b t h w c"]:
-    conv = partial(CausalConv, dtype=self.dtype)
-    x = conv(self.widths[-1], (self.kernel_t[-1], 3, 3), name="conv_in")(x)
-    x = Middle(self.kernel_t[-1], self.mid_attention, self.dtype, name="middle")(x)
-    for i in reversed(range(len(self.widths))):
-      for j in range(self.res_blocks + 1):
-        x = ResBlock(self.widths[i], self.kernel_t[i], self.dtype, name=f"level_{i}_block_{j}")(x)
-      if i:
-        x = Upsample(self.time_down[i - 1], self.dtype, name=f"level_{i}_up")(x, first)
-    x = nn.silu(RMSNorm(EPS, name="norm_out")(x))
-    return conv(self.features, (self.kernel_t[0], 3, 3), name="conv_out")(x)
 
 
 class VideoVAE(nn.Module):
@@ -207,6 +58,8 @@ class VideoVAE(nn.Module):
     patch_time: of so many frames. The first frame fills a patch alone, repeated.
     time_down: per step from level to level, whether it also halves the frames.
     kernel_t: taps in time of the convolutions, per level.
+    linear: adds the principal components of whole patches (models/vae_linear.py) on both ways; the
+      levels start at zero and learn what is missing.
     mid_attention: whether pixels of a frame attend to each other at the coarsest level.
     latent_mean, latent_std: per channel over the training set, set once the encoder is frozen;
       `encode_video` and `decode_latents` use them, `encode` and `decode` do not.
@@ -221,6 +74,7 @@ class VideoVAE(nn.Module):
   time_down: tuple[bool, ...] = (True, True)
   kernel_t: tuple[int, ...] = (1, 3, 3)
   mid_attention: bool = False
+  linear: bool = False
   latent_mean: tuple[float, ...] | None = None
   latent_std: tuple[float, ...] | None = None
   channels: int = 3
@@ -234,8 +88,11 @@ class VideoVAE(nn.Module):
     )  # fmt: skip
     self.encoder = Encoder(features=2 * z, **shape)
     patch = self.patch_time * self.patch**2
-    self.decoder = Decoder(features=self.channels * patch, **shape)
-    self.quant = CausalConv(2 * z, (1, 1, 1), bias_init=_quiet, dtype=self.dtype)
+    last = nn.initializers.zeros if self.linear else present_tap()
+    self.decoder = Decoder(features=self.channels * patch, last_init=last, **shape)
+    self.quant = CausalConv(2 * z, (1, 1, 1), kernel_init=last, bias_init=_quiet, dtype=self.dtype)
+    if self.linear:
+      self.principal = PatchComponents(z, self.time_stride, self.space_stride, self.channels)
     self.post_quant = CausalConv(z, (1, 1, 1), dtype=self.dtype)
 
   @property
@@ -273,6 +130,8 @@ class VideoVAE(nn.Module):
     x = rearrange(x, _PIXELS + " -> " + _PATCHES, **self._patch)
     x = constrain(self.quant(self.encoder(x, first)), "latent").astype(jnp.float32)
     mean, logvar = jnp.split(x, 2, axis=-1)
+    if self.linear:
+      mean = mean + self.principal.encode(video, first)
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
   def decode(self, latent: Latents, first: bool = True) -> Video:
@@ -280,7 +139,8 @@ class VideoVAE(nn.Module):
     x = self.decoder(self.post_quant(constrain(latent, "latent")), first)
     x = rearrange(x, _PATCHES + " -> " + _PIXELS, **self._patch)
     x = x[:, self.patch_time - 1 :] if first else x
-    return constrain(x, "video").astype(jnp.float32)
+    x = constrain(x, "video").astype(jnp.float32)
+    return x + self.principal.decode(latent, first) if self.linear else x
 
   def __call__(self, video: Video, key: PRNGKey) -> tuple[Video, Latents, Latents]:
     """Reconstruction from a sample of the posterior, with the posterior's mean and log variance."""

@@ -30,9 +30,12 @@ from sora_jax.evals.lpips import LPIPS
 from sora_jax.interop import native
 from sora_jax.models.discriminator import PatchDiscriminator
 from sora_jax.models.vae import VideoVAE
+from sora_jax.models.vae_linear import PatchComponents, fit
 from sora_jax.parallel.sharding import constrain
 from sora_jax.train.optim import path_mask
 from sora_jax.typing import Array, Params, PRNGKey, Scalar, Video
+
+PRINCIPAL_CLIPS = 320  # tens of thousands of patches, for at most a few thousand numbers each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +71,23 @@ class VAERecipe:
     video = jnp.zeros((1, 1, 32, 32, 3))
     keys = jax.random.split(key, 3)
     params = {"vae": self.vae.init(keys[0], video, keys[1])["params"]}
+    if self.vae.linear and not self.config.init_from:
+      params["vae"]["principal"] = self.principal
     if self.weights.adversarial:
       params["discriminator"] = self.discriminator.init(keys[2], video)["params"]
     if self.config.init_from:
       params["vae"] = native.load_params(self.config.init_from, "vae", params["vae"])
     return params
+
+  @functools.cached_property
+  def principal(self) -> Params:
+    """The principal components of the first few hundred training clips."""
+    data = self.dataset(0, 1)
+    count = -(-PRINCIPAL_CLIPS // self.config.train.batch_size)
+    clips = np.concatenate([next(data)["video"] for _ in range(count)])
+    v = self.vae
+    components = PatchComponents(v.z_channels, v.time_stride, v.space_stride, v.channels)
+    return fit(components, np.asarray(to_float(clips)))
 
   def loss(
     self, params: Params, batch: Any, key: PRNGKey, step: Array

@@ -21,7 +21,7 @@ from sora_jax.models.vae import (
 
 # Both variants as they are, but narrow.
 NARROW = {
-  "toy": dict(widths=(6, 8, 10), z_channels=4),
+  "toy": dict(widths=(6, 8), z_channels=4),
   "wan2.1": dict(
     widths=(4, 8, 8, 6), z_channels=4, res_blocks=1,
     latent_mean=(0.1, -0.2, 0.3, 0.0), latent_std=(0.5, 1.5, 0.8, 1.2),

@@ -1,0 +1,171 @@
+"""The levels of the autoencoder: residual blocks at halving resolutions, causal in time.
+
+The architecture (and what "the first frame" means to the resampling layers) is that of
+Wan: Open and Advanced Large-Scale Video Generative Models (arXiv:2503.20314), section 4.1.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+
+from sora_jax.models.conv import CausalConv, Initializer, same_frames
+from sora_jax.models.layers import RMSNorm
+from sora_jax.typing import Float, Latents
+
+EPS = 1e-8  # of the norms: small beside any real activation (Wan has none), finite gradient at 0
+
+
+class ResBlock(nn.Module):
+  """Two normalised convolutions beside the input. The second starts at zero."""
+
+  features: int
+  kernel_t: int
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w i"]) -> Float[Array, "b t h w o"]:
+    conv = partial(CausalConv, self.features, (self.kernel_t, 3, 3), dtype=self.dtype)
+    y = conv(name="conv1")(nn.silu(RMSNorm(EPS, name="norm1")(x)))
+    y = nn.silu(RMSNorm(EPS, name="norm2")(y))
+    y = conv(name="conv2", kernel_init=nn.initializers.zeros)(y)
+    if x.shape[-1] != self.features:
+      x = CausalConv(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
+    return x + y
+
+
+class FrameAttention(nn.Module):
+  """Self-attention among the pixels of each frame, one head."""
+
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    b, t, h, w, c = x.shape
+    dense = partial(CausalConv, kernel=(1, 1, 1), dtype=self.dtype)
+    qkv = dense(3 * c, name="qkv")(RMSNorm(EPS, name="norm")(x))
+    q, k, v = rearrange(qkv, "b t h w (r k c) -> r (b t) (h w) k c", r=3, k=1)
+    y = jax.nn.dot_product_attention(q, k, v)
+    y = rearrange(y, "(b t) (h w) k c -> b t h w (k c)", b=b, t=t, h=h, w=w)
+    return x + dense(c, kernel_init=nn.initializers.zeros, name="out")(y)
+
+
+class Middle(nn.Module):
+  """The blocks at the coarsest level."""
+
+  kernel_t: int
+  attention: bool
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    block = partial(ResBlock, x.shape[-1], self.kernel_t, dtype=self.dtype)
+    x = block(name="block_0")(x)
+    if self.attention:
+      x = FrameAttention(dtype=self.dtype, name="attention")(x)
+    return block(name="block_1")(x)
+
+
+class Downsample(nn.Module):
+  """Halves rows and columns, and, if asked, the frames after the first one.
+
+  In time, output i > 0 sees inputs 2i-2, 2i-1, 2i, and the first frame passes as it is. At the
+  start of training an output is the mean of its two new frames: a still clip stays as it was.
+  """
+
+  time: bool
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"], first: bool) -> Float[Array, "b _ _ _ c"]:
+    c = x.shape[-1]
+    x = CausalConv(c, (1, 3, 3), (1, 2, 2), dtype=self.dtype, name="conv")(x)
+    if not self.time:
+      return x
+    conv = CausalConv(
+      c, (3, 1, 1), (2, 1, 1), same_frames((0, 0.5, 0.5)), dtype=self.dtype, name="time_conv"
+    )
+    if not first:
+      return conv(x)
+    return jnp.concatenate([x[:, :1], conv(x[:, 1:], before=x[:, :1])], axis=1)
+
+
+class Upsample(nn.Module):
+  """Doubles, if asked, the frames after the first one, and rows and columns; halves the width.
+
+  In time, the first frame passes as it is and is not seen by those after it: for them the clip
+  begins at the second frame. At the start of training each frame is shown twice.
+  """
+
+  time: bool
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"], first: bool) -> Float[Array, "b _ _ _ _"]:
+    c = x.shape[-1]
+    if self.time:
+      head, tail = (x[:, :1], x[:, 1:]) if first else (x[:, :0], x)
+      conv = CausalConv(
+        2 * c, (3, 1, 1), kernel_init=same_frames((0, 0, 1)), dtype=self.dtype, name="time_conv"
+      )
+      tail = rearrange(conv(tail), "b t h w (r c) -> b (t r) h w c", r=2)
+      x = jnp.concatenate([head, tail], axis=1)
+    x = repeat(x, "b t h w c -> b t (h r) (w s) c", r=2, s=2)
+    return CausalConv(c // 2, (1, 3, 3), dtype=self.dtype, name="conv")(x)
+
+
+class Encoder(nn.Module):
+  """Pixels to the parameters of the latents' distribution."""
+
+  features: int
+  widths: tuple[int, ...]
+  res_blocks: int
+  time_down: tuple[bool, ...]
+  kernel_t: tuple[int, ...]
+  mid_attention: bool
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b t h w c"], first: bool) -> Float[Array, "b lt lh lw z2"]:
+    conv = partial(CausalConv, dtype=self.dtype)
+    x = conv(self.widths[0], (self.kernel_t[0], 3, 3), name="conv_in")(x)
+    for i, (width, kernel_t) in enumerate(zip(self.widths, self.kernel_t, strict=True)):
+      for j in range(self.res_blocks):
+        x = ResBlock(width, kernel_t, self.dtype, name=f"level_{i}_block_{j}")(x)
+      if i < len(self.time_down):
+        x = Downsample(self.time_down[i], self.dtype, name=f"level_{i}_down")(x, first)
+    x = Middle(self.kernel_t[-1], self.mid_attention, self.dtype, name="middle")(x)
+    x = nn.silu(RMSNorm(EPS, name="norm_out")(x))
+    return conv(self.features, (self.kernel_t[-1], 3, 3), name="conv_out")(x)
+
+
+class Decoder(nn.Module):
+  """Latents to pixels: the encoder's levels from the coarsest, with one more block in each."""
+
+  features: int
+  widths: tuple[int, ...]
+  res_blocks: int
+  time_down: tuple[bool, ...]
+  kernel_t: tuple[int, ...]
+  mid_attention: bool
+  last_init: Initializer
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: Latents, first: bool) -> Float[Array, "b t h w c"]:
+    conv = partial(CausalConv, dtype=self.dtype)
+    x = conv(self.widths[-1], (self.kernel_t[-1], 3, 3), name="conv_in")(x)
+    x = Middle(self.kernel_t[-1], self.mid_attention, self.dtype, name="middle")(x)
+    for i in reversed(range(len(self.widths))):
+      for j in range(self.res_blocks + 1):
+        x = ResBlock(self.widths[i], self.kernel_t[i], self.dtype, name=f"level_{i}_block_{j}")(x)
+      if i:
+        x = Upsample(self.time_down[i - 1], self.dtype, name=f"level_{i}_up")(x, first)
+    x = nn.silu(RMSNorm(EPS, name="norm_out")(x))
+    kernel = (self.kernel_t[0], 3, 3)
+    return conv(self.features, kernel, kernel_init=self.last_init, name="conv_out")(x)

@@ -1,0 +1,98 @@
+"""The best linear autoencoder of whole patches: principal components.
+
+A fixed transform beside the levels of the autoencoder (models/vae.py), which then only learn what
+it misses: what the components of 16 x 16 x 3 numbers give for nothing takes a network hours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from scipy.linalg import hadamard
+
+from sora_jax.errors import UserError
+from sora_jax.typing import Array, Float, Latents, Params, Video
+
+_PIXELS, _PATCHES = "b (t p) (h q) (w r) c", "b t h w (p q r c)"
+
+
+class PatchComponents(nn.Module):
+  """One latent per patch of `time` x `space` x `space` pixels, and one per square of frame 1."""
+
+  z_channels: int
+  time: int
+  space: int
+  channels: int = 3
+
+  def setup(self):
+    square = self.space**2 * self.channels
+    self.first_in, self.rest_in = nn.Dense(self.z_channels), nn.Dense(self.z_channels)
+    self.first_out, self.rest_out = nn.Dense(square), nn.Dense(square * self.time)
+
+  def __call__(self, video: Video, first: bool) -> Video:
+    return self.decode(self.encode(video, first), first)
+
+  def encode(self, video: Video, first: bool) -> Latents:
+    head = self.first_in(_patches(video[:, :first], 1, self.space))
+    return jnp.concatenate(
+      [head, self.rest_in(_patches(video[:, first:], self.time, self.space))], axis=1
+    )
+
+  def decode(self, latents: Latents, first: bool) -> Video:
+    head = _pixels(self.first_out(latents[:, :first]), 1, self.space)
+    tail = _pixels(self.rest_out(latents[:, first:]), self.time, self.space)
+    return jnp.concatenate([head, tail], axis=1)
+
+
+def _patches(video: Any, time: int, space: int) -> Any:
+  """(b t h w c) to (b t/time h/space w/space d); numpy or JAX arrays."""
+  return rearrange(video, f"{_PIXELS} -> {_PATCHES}", p=time, q=space, r=space)
+
+
+def _pixels(patches: Array, time: int, space: int) -> Video:
+  return rearrange(patches, f"{_PATCHES} -> {_PIXELS}", p=time, q=space, r=space)
+
+
+def fit(components: PatchComponents, video: Float[np.ndarray, "b t h w c"]) -> Params:
+  """The parameters that reconstruct these clips best in the mean square.
+
+  Raises:
+    UserError: the clips are too short to have a patch after their first frame.
+  """
+  if video.shape[1] <= components.time:
+    raise UserError(
+      f"Principal components need clips of at least {components.time + 1} frames, not "
+      f"{video.shape[1]}; set data.frames, or model.linear=False."
+    )
+  z, space = components.z_channels, components.space
+  first = _fit(_patches(video[:, :1], 1, space), z)
+  rest = _fit(_patches(video[:, 1:], components.time, space), z)
+  return {
+    f"{name}_{side}": layer
+    for name, layers in (("first", first), ("rest", rest))
+    for side, layer in layers.items()
+  }
+
+
+def _fit(patches: Float[np.ndarray, "b t h w d"], z: int) -> dict[str, Params]:
+  """Components, half-way whitened and mixed so that no channel is loud and none faint.
+
+  Whitened fully, a diffusion model would spend as much on the last component as on the first; not
+  at all, and the last would drown in the least noise.
+  """
+  x = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
+  mean = x.mean(axis=0)
+  values, vectors = np.linalg.eigh(np.cov((x - mean).T))
+  values, vectors = np.maximum(values[::-1][:z], 1e-8), vectors[:, ::-1][:, :z]  # grey has none
+  scale = values**-0.25 / np.sqrt(np.mean(values**0.5))  # the latents' mean square is 1
+  mix = hadamard(z) / np.sqrt(z) if z & (z - 1) == 0 else np.eye(z)
+  inward, outward = vectors * scale @ mix, (vectors / scale @ mix).T
+  layers = {"in": (inward, -mean @ inward), "out": (outward, mean)}
+  return {
+    side: {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
+    for side, (kernel, bias) in layers.items()
+  }
