@@ -9,8 +9,10 @@ slightly wrong latents:
   sora-jax train --config=configs/vae_toy.py:polish --config.init_from=runs/vae/export \
       --workdir runs/vae_polished
 
-Data are rendered worlds and scikit-image's photographs under a moving camera. NUMBERS
-`polish` has not been run at length.
+Data are rendered worlds and scikit-image's photographs under a moving camera. Not settled yet: on
+two CPU cores, 350 of the 600 steps took 25 minutes and gave 25.9 dB on 24 held-out worlds of 17
+frames, 20.4 dB on moving pixels: hardly more than the components alone, with visible patches where
+things move fast. `polish` has not been run at length.
 """
 
 from ml_collections import ConfigDict

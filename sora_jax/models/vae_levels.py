@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 
 from sora_jax.models.conv import CausalConv, Initializer, same_frames
 from sora_jax.models.layers import RMSNorm
-from sora_jax.typing import Float, Latents
+from sora_jax.typing import Array, Float, Latents
 
 EPS = 1e-8  # of the norms: small beside any real activation (Wan has none), finite gradient at 0
 
