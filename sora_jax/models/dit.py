@@ -159,9 +159,9 @@ class DiT(nn.Module):
     return e, rearrange(modulation, "b k (six d) -> b k six d", six=6)
 
 
-def position_features(tokens: Tokens, width: int = 32) -> Float[Array, "b n f"]:
+def position_features(tokens: Tokens, width: int = 64) -> Float[Array, "b n f"]:
   """Sinusoids of time, row and column, `width` of each; a circle of time has no origin to tell."""
-  features = sinusoid(tokens.positions, width, max_period=100.0)
+  features = sinusoid(8.0 * tokens.positions, width)  # neighbours differ in many features
   circle = (tokens.period > 0)[..., None, None] & (jnp.arange(3) == 0)[:, None]
   return rearrange(jnp.where(circle, 0.0, features), "b n three f -> b n (three f)")
 
