@@ -1,4 +1,4 @@
-r"""The autoencoder of the shipped checkpoint `toy`: 4 x 8 x 8, 16 channels.
+r"""The autoencoder of the next `toy` (the one that ships is older): 4 x 8 x 8, 16 channels.
 
 Two stages, each a command. In the first the levels learn what the principal components of patches
 miss; then the encoder is final, and `polish` sharpens the decoder alone and teaches it to forgive

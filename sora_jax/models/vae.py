@@ -54,8 +54,8 @@ class VideoVAE(nn.Module):
     widths: features per level, finest first; each level but the first has half the rows and
       columns of the one before.
     res_blocks: residual blocks per level of the encoder; the decoder has one more.
-    patch: pixels are first rearranged into patch x patch squares,
-    patch_time: of so many frames. The first frame fills a patch alone, repeated.
+    patch: pixels are first rearranged into patch x patch squares.
+    patch_time: frames such a patch spans; the first frame fills one alone, repeated.
     time_down: per step from level to level, whether it also halves the frames.
     kernel_t: taps in time of the convolutions, per level.
     linear: adds the principal components of whole patches (models/vae_linear.py) on both ways; the

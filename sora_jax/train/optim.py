@@ -165,18 +165,16 @@ def muon_mask(tree: Any, exclude: str) -> Any:
   return jax.tree_util.tree_map_with_path(taken, tree)
 
 
-def orthogonalize(
-  x: Float[Array, "*b m n"], coefficients: tuple[float, ...] = (3.4445, -4.775, 2.0315)
-) -> Float[Array, "*b m n"]:
+def orthogonalize(x: Float[Array, "*b m n"]) -> Float[Array, "*b m n"]:
   """U V^T of each matrix U S V^T, up to singular values in about [0.7, 1.2].
 
   Five quintic Newton-Schulz steps, X <- X (a + b G + c G^2) with G = X^T X. Each G is a polynomial
   in the first one, so the steps are taken on it alone and X, many times as tall as wide in a
   convolution, is read twice instead of ten times.
   """
-  a, b, c = coefficients
   if x.shape[-2] < x.shape[-1]:
-    return orthogonalize(x.mT, coefficients).mT
+    return orthogonalize(x.mT).mT
+  a, b, c = 3.4445, -4.775, 2.0315  # Jordan's: steepest at 0
   with jax.default_matmul_precision("highest"):  # in bfloat16 eigenvalues near 0 turn negative
     x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8)
     gram = x.mT @ x

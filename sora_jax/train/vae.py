@@ -186,7 +186,8 @@ class VAERecipe:
 
     A frozen encoder keeps those it came with.
     """
-    encoder = {"vae": {name: params["vae"][name] for name in ("encoder", "quant")}}
+    parts = {"encoder", "quant", "principal"} & params["vae"].keys()
+    encoder = {"vae": {name: params["vae"][name] for name in parts}}
     if self.config.init_from and not any(jax.tree.leaves(path_mask(encoder, self.trainable))):
       frozen = native.read_config(native.find(self.config.init_from))["vae"]
       return frozen["latent_mean"], frozen["latent_std"]
