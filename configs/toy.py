@@ -11,7 +11,7 @@ of configs/vae_toy.py; the first command renders and encodes the training clips.
 
 On your own videos (mp4 files with captions in .txt files beside them):
 
-  sora-jax train --config=configs/toy.py --config.vae=toy --config.data.sources.worlds.weight=0 \
+  sora-jax train --config=configs/toy.py --config.vae=toy --config.data.sources.records.weight=0 \
       --config.data.sources.folder.weight=1 --config.data.sources.folder.path=DIR --workdir runs/own
 """
 
@@ -26,8 +26,8 @@ def get_config(arg: str = "video") -> ConfigDict:
     init_from="",
     vae="toy",
     model=dict(
-      width=256, layers=8, heads=4, mlp_width=1024, text_width=256, channels=16, patch=(1, 2, 2),
-      cond_features=4, absolute=True,
+      width=256, layers=8, heads=4, mlp_width=1024, text_width=256, channels=64, patch=(1, 2, 2),
+      cond_features=4, absolute=True, affine=True,
       dtype=None,  # float32: most CPUs are slower in bfloat16; for TPUs, switch
     ),
     text=dict(width=256, layers=2, heads=4, length=64, dtype=None),
@@ -36,7 +36,7 @@ def get_config(arg: str = "video") -> ConfigDict:
       images=0.2,
       text_dropout=0.1,
     ),
-    levels=dict(mean=0.0, std=1.0, shift=1.0, reference_tokens=80, uniform=0.1),
+    levels=dict(mean=0.0, std=1.0, shift=2.0, reference_tokens=80, uniform=0.1),
     packing=dict(length=160, cond_rows=16, text_length=80),
     data=dict(
       cache="data/latents",
@@ -46,8 +46,8 @@ def get_config(arg: str = "video") -> ConfigDict:
       fps=8.0,
       samples=64,  # drawn per step; train.batch_size sequences hold them
       sources=dict(
-        worlds=dict(weight=1.0, count=1_000_000, seed=1),
-        records=dict(weight=0.0, path=""),
+        records=dict(weight=1.0, path="data/worlds"),
+        worlds=dict(weight=0.0, count=1_000_000, seed=1),
         folder=dict(weight=0.0, path=""),
         manifest=dict(weight=0.0, path=""),
         tfds=dict(weight=0.0, source=""),
@@ -77,6 +77,7 @@ def get_config(arg: str = "video") -> ConfigDict:
     config.model.update(width=64, layers=2, heads=2, mlp_width=128, text_width=64)
     config.text.update(width=64, layers=1, heads=2)
     config.data.update(clips=16, samples=6)
+    config.data.sources.records.weight, config.data.sources.worlds.weight = 0.0, 1.0
     config.train.update(steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4)
   elif arg != "video":
     raise ValueError(f"configs/toy.py takes video, images or smoke, not {arg!r}")

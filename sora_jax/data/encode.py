@@ -25,7 +25,7 @@ from sora_jax.data import pipeline, registry
 from sora_jax.data.records import RecordSource, write_records
 from sora_jax.data.transforms import to_float
 from sora_jax.models.text import words
-from sora_jax.models.vae import VideoVAE, encode_video
+from sora_jax.models.vae import ENCODER, VideoVAE, encode_video
 from sora_jax.parallel import sharding
 from sora_jax.typing import Bool, Float, Params
 
@@ -60,7 +60,8 @@ def cache(
   settings = dict(sources=sources, clips=clips, frames=frames, size=size, fps=fps, seed=seed)
   key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
   key.update(repr(vae).encode())
-  for name, leaf in jax.tree.leaves_with_path(params):
+  encoder = {name: x for name, x in params.items() if name in ENCODER}
+  for name, leaf in jax.tree.leaves_with_path(encoder):
     key.update(jax.tree_util.keystr(name).encode() + np.asarray(leaf).tobytes())
   path = Path(folder) / key.hexdigest()[:16]
   if not path.exists():

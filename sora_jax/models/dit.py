@@ -29,7 +29,15 @@ from sora_jax.typing import Array, Float
 
 VARIANTS: dict[str, dict[str, Any]] = {
   "toy": dict(
-    width=256, layers=8, heads=4, mlp_width=1024, text_width=256, cond_features=4, absolute=True
+    width=256,
+    layers=8,
+    heads=4,
+    mlp_width=1024,
+    text_width=256,
+    cond_features=4,
+    channels=64,
+    absolute=True,
+    affine=True,
   ),
   "wan2.1-1.3b": dict(width=1536, layers=30, heads=12, mlp_width=8960, text_width=4096),
   "wan2.1-14b": dict(width=5120, layers=40, heads=40, mlp_width=13824, text_width=4096),
@@ -88,6 +96,8 @@ class DiT(nn.Module):
     cond_features: features of a cond row; the first is the noise level.
     absolute: adds an embedding of its position to each patch. RoPE tells differences only, so where
       a thing is must be inferred from the borders, which small models learn slowly. Not in Wan.
+    affine: makes the velocity an affine function of the token's own noisy values, of which the
+      transformer predicts intercept and slope: noise need not pass through its width. Not in Wan.
     freq_width: width of the noise level's sinusoid.
     dtype: of the matmuls and the activations between them; parameters, norms, modulation, softmax
       and the output stay in float32.
@@ -103,6 +113,7 @@ class DiT(nn.Module):
   patch: Patch = (1, 2, 2)
   cond_features: int = 1
   absolute: bool = False
+  affine: bool = False
   freq_width: int = 256
   eps: float = 1e-6
   dtype: Any = None
@@ -142,8 +153,13 @@ class DiT(nn.Module):
     rows = rearrange(embedding[:, :, None] + offset, "b k two d -> b k (two d)")
     shift, scale = jnp.split(select_rows(rows, tokens.cond_index), 2, axis=-1)
     y = modulate(LayerNorm(self.eps)(x), shift, scale)
-    head = nn.Dense(self.patch_width, kernel_init=nn.initializers.zeros, name="patch_out")
-    return head(y.astype(jnp.float32))
+    outputs = 2 * self.patch_width if self.affine else self.patch_width
+    head = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="patch_out")
+    y = head(y.astype(jnp.float32))
+    if not self.affine:
+      return y
+    intercept, slope = jnp.split(y, 2, axis=-1)
+    return intercept + slope * tokens.values
 
   def _time(
     self, cond: Float[Array, "b k c"]

@@ -6,7 +6,8 @@ clip may be encoded and decoded chunk by chunk, in memory that does not grow wit
 the result is that of the whole clip.
 
 The levels are Wan's (models/vae_levels.py). Options are the pixel unshuffle of its version 2.2, in
-time too, and fixed principal components beside the levels (models/vae_linear.py). The latents are
+time too, and fixed principal components beside the levels (models/vae_linear.py) or, on the way in,
+in their place: then the latents are final before anything is trained. The latents are
 those of a KL autoencoder (Rombach et al., arXiv:2112.10752).
 """
 
@@ -30,10 +31,13 @@ from sora_jax.typing import Array, Float, Latents, Params, PRNGKey, Video
 
 _PIXELS, _PATCHES = "b (t p) (h q) (w r) c", "b t h w (c p r q)"
 
+MIN_LOGVAR = -30.0
+ENCODER = ("encoder", "quant", "principal")  # the parameters that latents depend on
+
 VARIANTS: dict[str, dict[str, Any]] = {
   "toy": dict(
-    widths=(128, 192), res_blocks=1, patch=4, patch_time=4, time_down=(False,), kernel_t=(1, 3),
-    mid_attention=False, linear=True,
+    z_channels=64, widths=(96, 128), res_blocks=1, patch=4, patch_time=4, time_down=(False,),
+    kernel_t=(1, 3), mid_attention=False, linear=True, learned_encoder=False,
   ),
   "wan2.1": dict(
     widths=(96, 192, 384, 384), res_blocks=2, patch=1, time_down=(False, True, True),
@@ -60,6 +64,7 @@ class VideoVAE(nn.Module):
     kernel_t: taps in time of the convolutions, per level.
     linear: adds the principal components of whole patches (models/vae_linear.py) on both ways; the
       levels start at zero and learn what is missing.
+    learned_encoder: whether the encoder has levels; without, it is the components alone.
     mid_attention: whether pixels of a frame attend to each other at the coarsest level.
     latent_mean, latent_std: per channel over the training set, set once the encoder is frozen;
       `encode_video` and `decode_latents` use them, `encode` and `decode` do not.
@@ -75,6 +80,7 @@ class VideoVAE(nn.Module):
   kernel_t: tuple[int, ...] = (1, 3, 3)
   mid_attention: bool = False
   linear: bool = False
+  learned_encoder: bool = True
   latent_mean: tuple[float, ...] | None = None
   latent_std: tuple[float, ...] | None = None
   channels: int = 3
@@ -86,11 +92,13 @@ class VideoVAE(nn.Module):
       widths=self.widths, res_blocks=self.res_blocks, time_down=self.time_down,
       kernel_t=self.kernel_t, mid_attention=self.mid_attention, dtype=self.dtype,
     )  # fmt: skip
-    self.encoder = Encoder(features=2 * z, **shape)
     patch = self.patch_time * self.patch**2
     last = nn.initializers.zeros if self.linear else present_tap()
     self.decoder = Decoder(features=self.channels * patch, last_init=last, **shape)
-    self.quant = CausalConv(2 * z, (1, 1, 1), kernel_init=last, bias_init=_quiet, dtype=self.dtype)
+    if self.learned_encoder:
+      conv = partial(CausalConv, 2 * z, (1, 1, 1), dtype=self.dtype)
+      self.encoder = Encoder(features=2 * z, **shape)
+      self.quant = conv(kernel_init=last, bias_init=_quiet)
     if self.linear:
       self.principal = PatchComponents(z, self.time_stride, self.space_stride, self.channels)
     self.post_quant = CausalConv(z, (1, 1, 1), dtype=self.dtype)
@@ -124,15 +132,17 @@ class VideoVAE(nn.Module):
     _, t, h, w, _ = video.shape
     _check_frames(t if first else t + 1, self.time_stride)
     _check_size(h, w, self.space_stride)
-    x = constrain(video, "video")
-    if first:
-      x = jnp.concatenate([x[:, :1]] * (self.patch_time - 1) + [x], axis=1)
+    video = constrain(video, "video")
+    linear = jnp.zeros(())
+    if self.linear:
+      linear = constrain(self.principal.encode(video, first), "latent")
+    if not self.learned_encoder:
+      return linear, jnp.full_like(linear, MIN_LOGVAR)
+    x = jnp.concatenate([video[:, :1]] * (self.patch_time - 1) * first + [video], axis=1)
     x = rearrange(x, _PIXELS + " -> " + _PATCHES, **self._patch)
     x = constrain(self.quant(self.encoder(x, first)), "latent").astype(jnp.float32)
     mean, logvar = jnp.split(x, 2, axis=-1)
-    if self.linear:
-      mean = mean + self.principal.encode(video, first)
-    return mean, jnp.clip(logvar, -30.0, 20.0)
+    return mean + linear, jnp.clip(logvar, MIN_LOGVAR, 20.0)
 
   def decode(self, latent: Latents, first: bool = True) -> Video:
     """Pixels, nominally in [-1, 1] but not clipped. `first` as for `encode`."""
@@ -239,7 +249,7 @@ def _encode_piece(vae, params, cache, video):
   variables = {"params": params} | ({} if cache is None else {"cache": cache})
   (mean, _), kept = vae.apply(variables, video, cache is None, method=vae.encode, mutable=["cache"])
   shift, scale = _statistics(vae)
-  return (mean - shift) / scale, kept["cache"]
+  return (mean - shift) / scale, kept.get("cache", {})  # components keep nothing
 
 
 @partial(jax.jit, static_argnums=0)

@@ -29,7 +29,7 @@ from sora_jax.diffusion import adversarial
 from sora_jax.evals.lpips import LPIPS
 from sora_jax.interop import native
 from sora_jax.models.discriminator import PatchDiscriminator
-from sora_jax.models.vae import VideoVAE
+from sora_jax.models.vae import ENCODER, VideoVAE
 from sora_jax.models.vae_linear import PatchComponents, fit
 from sora_jax.parallel.sharding import constrain
 from sora_jax.train.optim import path_mask
@@ -186,8 +186,7 @@ class VAERecipe:
 
     A frozen encoder keeps those it came with.
     """
-    parts = {"encoder", "quant", "principal"} & params["vae"].keys()
-    encoder = {"vae": {name: params["vae"][name] for name in parts}}
+    encoder = {"vae": {name: x for name, x in params["vae"].items() if name in ENCODER}}
     if self.config.init_from and not any(jax.tree.leaves(path_mask(encoder, self.trainable))):
       frozen = native.read_config(native.find(self.config.init_from))["vae"]
       return frozen["latent_mean"], frozen["latent_std"]

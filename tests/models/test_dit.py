@@ -18,7 +18,7 @@ from sora_jax.models.text import Prompts, TextEncoder
 PATCH = (1, 2, 2)
 DIT = DiT(
   width=48, layers=2, heads=2, mlp_width=64, text_width=32, channels=4, cond_features=4,
-  absolute=True,
+  absolute=True, affine=True,
 )  # fmt: skip
 TEXT = TextEncoder(vocabulary=12_000, width=32, layers=1, heads=2, length=12)
 
@@ -135,6 +135,26 @@ def test_only_absolute_positions_tell_where(params, samples, prompts):
   moved = {**batch, "positions": batch["positions"] + jnp.asarray([3.0, 2.0, 1.0])}
   for dit, same in ((DIT, False), (DIT.clone(absolute=False), True)):
     assert np.allclose(run(params, batch, dit), run(params, moved, dit), atol=2e-5) == same
+
+
+def test_what_the_network_does_not_read_still_reaches_the_velocity(params, samples, prompts):
+  """Blind to the values, an affine model is an affine function of them; a plain one is constant."""
+  batch = pack([samples], prompts, sum(len(s.values) for s in samples))
+  blind = params["dit"] | {"patch_in": jax.tree.map(jnp.zeros_like, params["dit"]["patch_in"])}
+  velocity = lambda scale: run(  # noqa: E731
+    params | {"dit": blind}, batch | {"values": scale * batch["values"]}
+  )
+  zero, one, three = velocity(0.0), velocity(1.0), velocity(3.0)
+  np.testing.assert_allclose(three - zero, 3 * (one - zero), atol=2e-5)
+  assert np.abs(one - zero).max() > 0.1
+  head = jax.tree.map(lambda x: x[..., : DIT.patch_width], blind["patch_out"])
+  plain = DIT.clone(affine=False)
+  constant = [
+    run(params | {"dit": blind | {"patch_out": head}}, batch | {"values": values}, plain)
+    for values in (batch["values"], jnp.zeros_like(batch["values"]))
+  ]
+  np.testing.assert_array_equal(*constant)
+  np.testing.assert_allclose(constant[0], zero, atol=2e-5)
 
 
 def test_remat_changes_no_gradient(params, samples, prompts):

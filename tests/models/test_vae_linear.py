@@ -62,10 +62,11 @@ def test_latents_have_unit_mean_square_and_no_silent_channel(video):
     assert np.mean(std**2) == pytest.approx(1, rel=0.05) and std.min() > 0.5
 
 
-def test_an_autoencoder_starts_as_its_linear_part(video):
+@pytest.mark.parametrize("learned", [True, False])
+def test_an_autoencoder_starts_as_its_linear_part(video, learned):
   vae = VideoVAE(
     z_channels=Z, widths=(6, 8), patch=4, patch_time=4, time_down=(False,), kernel_t=(1, 3),
-    linear=True,
+    linear=True, learned_encoder=learned,
   )  # fmt: skip
   key, pixels = jax.random.key(0), jnp.asarray(video)
   params = jax.jit(vae.init)(key, pixels[:1, :1], key)["params"]
