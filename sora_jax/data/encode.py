@@ -24,6 +24,7 @@ from tqdm import tqdm
 from sora_jax.data import pipeline, registry
 from sora_jax.data.records import RecordSource, write_records
 from sora_jax.data.transforms import to_float
+from sora_jax.errors import UserError
 from sora_jax.models.text import words
 from sora_jax.models.vae import ENCODER, VideoVAE, encode_video
 from sora_jax.parallel import sharding
@@ -71,7 +72,11 @@ def cache(
     )
     info = json.loads(json.dumps(settings, default=_plain)) | {"words": []}
     records = encode(batches, vae, params, -(-clips // batch_size), seed)
-    write_records(path, _note_words(records, info["words"]), info)
+    try:
+      write_records(path, _note_words(records, info["words"]), info)
+    except UserError:
+      if not path.exists():  # a run beside this one may have been faster
+        raise
   return RecordSource(path)
 
 

@@ -1,0 +1,59 @@
+"""The latent cache: encoded once, for one encoder, whoever comes second."""
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax.data import encode
+from sora_jax.data.records import write_records
+from sora_jax.errors import UserError
+from sora_jax.models.vae import VideoVAE
+
+VAE = VideoVAE(
+  z_channels=4, widths=(6, 8), patch=4, patch_time=4, time_down=(False,), kernel_t=(1, 3),
+  linear=True, learned_encoder=False,
+)  # fmt: skip
+SOURCES = {"worlds": dict(weight=1.0, count=4, seed=0, height=32, width=32, frames=5)}
+
+
+@pytest.fixture(scope="module")
+def params():
+  key = jax.random.key(0)
+  video = jax.random.uniform(key, (1, 5, 16, 16, 3))
+  return jax.jit(VAE.init)(key, video, key)["params"]
+
+
+def cached(folder, params, clips=4):
+  return encode.cache(
+    folder, VAE, params, SOURCES, clips=clips, frames=5, size=(32, 32), fps=8.0, seed=0,
+    batch_size=2,
+  )  # fmt: skip
+
+
+def test_latents_depend_on_the_encoder_alone(tmp_path, params):
+  first = cached(tmp_path, params)
+  assert len(first) == 4 and first[0]["latents"].shape == (2, 4, 4, 4) and first.info["words"]
+  moved = lambda part: params | {part: jax.tree.map(lambda x: x + 1, params[part])}  # noqa: E731
+  cached(tmp_path, moved("decoder"))
+  assert len(list(tmp_path.iterdir())) == 1
+  other = cached(tmp_path, moved("principal"))
+  assert len(list(tmp_path.iterdir())) == 2
+  assert not np.array_equal(first[0]["latents"], other[0]["latents"])
+
+
+def test_a_run_that_was_overtaken_reads_the_other_ones_clips(tmp_path, params, monkeypatch):
+  def overtaken(path, samples, info):
+    write_records(path, list(samples), info)
+    raise UserError("the folder is there already")
+
+  monkeypatch.setattr(encode, "write_records", overtaken)
+  assert len(cached(tmp_path, params)) == 4
+
+
+def test_a_failure_stays_one(tmp_path, params, monkeypatch):
+  def full(path, samples, info):
+    raise UserError("the disk is full")
+
+  monkeypatch.setattr(encode, "write_records", full)
+  with pytest.raises(UserError, match="full"):
+    cached(tmp_path, params)
