@@ -6,12 +6,13 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+
+from sora_jax.provenance import commit
 
 ROOT = Path(__file__).parent.parent
 Row = Mapping[str, float]
@@ -57,13 +58,6 @@ def report(title: str, text: str, out: str | None, rounds: int) -> None:
     partial = Path(out).with_suffix(".tmp")
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, out)
-
-
-def commit() -> str:
-  """The commit of the checkout, marked if files differ from it."""
-  git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-  done = subprocess.run(git, capture_output=True, text=True)
-  return done.stdout.strip() or "unknown"
 
 
 def machine() -> str:

@@ -1,13 +1,10 @@
 r"""The transformer of the shipped checkpoint `toy`: text to video at 64 px, 17 frames.
 
-Two stages. `images` is mostly first frames, a fifth of a clip's tokens each: it learns what the
-words look like. `video` starts from its weights and learns how things move. Needs the autoencoder
-of configs/vae_toy.py; the first command renders and encodes the training clips.
+Needs the autoencoder of configs/vae_toy.py, whose latents are final before it is trained: its first
+checkpoint will do. The worlds it was made from are encoded first, in a minute.
 
-  sora-jax train --config=configs/toy.py:images --config.vae=runs/vae/export \
-      --workdir runs/toy_images
-  sora-jax train --config=configs/toy.py --config.vae=runs/vae/export \
-      --config.init_from=runs/toy_images/export --workdir runs/toy
+  sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
+  sora-jax train --config=configs/toy.py --config.vae=runs/vae/export --workdir runs/toy
 
 On your own videos (mp4 files with captions in .txt files beside them):
 
@@ -19,7 +16,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "video") -> ConfigDict:
-  """`video` (the default), `images`, or `smoke`: seconds on a CPU, with the shipped autoencoder."""
+  """`video` (the default), or `smoke`: seconds on a CPU, with the shipped autoencoder."""
   config = ConfigDict(dict(
     recipe="t2v",
     seed=0,
@@ -32,8 +29,8 @@ def get_config(arg: str = "video") -> ConfigDict:
     ),
     text=dict(width=256, layers=2, heads=4, length=64, dtype=None),
     mixture=dict(
-      weights=dict(none=0.50, first=0.15, prefix=0.10, stretch=0.10, spatial=0.05, noise=0.10),
-      images=0.2,
+      weights=dict(none=0.70, first=0.10, prefix=0.05, stretch=0.05, spatial=0.03, noise=0.07),
+      images=0.3,
       text_dropout=0.1,
     ),
     levels=dict(mean=0.0, std=1.0, shift=2.0, reference_tokens=80, uniform=0.1),
@@ -44,7 +41,7 @@ def get_config(arg: str = "video") -> ConfigDict:
       frames=17,
       size=(64, 64),
       fps=8.0,
-      samples=64,  # drawn per step; train.batch_size sequences hold them
+      samples=38,  # drawn per step; train.batch_size sequences hold them
       sources=dict(
         records=dict(weight=1.0, path="data/worlds"),
         worlds=dict(weight=0.0, count=1_000_000, seed=1),
@@ -54,12 +51,11 @@ def get_config(arg: str = "video") -> ConfigDict:
       ),
     ),
     optim=dict(
-      name="muon", lr=2e-3, warmup=100, schedule="linear", decay=0.01, clip=1.0, ema_decay=0.999
+      name="muon", lr=2.5e-3, warmup=40, schedule="linear", decay=0.01, clip=1.0, ema_decay=0.998
     ),
     train=dict(
-      steps=6000, batch_size=28, accumulate=1, log_every=20, checkpoint_every=500,
-      preview_every=1000,
-      keep=2, mesh=None, max_bad_steps=5,
+      steps=1250, batch_size=14, accumulate=1, log_every=20, checkpoint_every=125,
+      preview_every=250, keep=2, mesh=None, max_bad_steps=5,
     ),
     preview=(
       "a red ball rolls from left to right",
@@ -68,17 +64,12 @@ def get_config(arg: str = "video") -> ConfigDict:
       "a yellow cylinder swings back and forth",
     ),
   ))  # fmt: skip
-  if arg == "images":
-    config.mixture.images = 0.9
-    config.data.samples = 96
-    config.packing.text_length = 160
-    config.train.update(steps=1000, batch_size=16)
-  elif arg == "smoke":
+  if arg == "smoke":
     config.model.update(width=64, layers=2, heads=2, mlp_width=128, text_width=64)
     config.text.update(width=64, layers=1, heads=2)
     config.data.update(clips=16, samples=6)
     config.data.sources.records.weight, config.data.sources.worlds.weight = 0.0, 1.0
     config.train.update(steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4)
   elif arg != "video":
-    raise ValueError(f"configs/toy.py takes video, images or smoke, not {arg!r}")
+    raise ValueError(f"configs/toy.py takes video or smoke, not {arg!r}")
   return config

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   import sora_jax
   from sora_jax.evals import suites
+  from sora_jax.provenance import commit
 
   if args.suite == "text":
     model = sora_jax.load(args.checkpoint)
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       results = suites.recon(autoencoder, count, args.seed)
   origin = {
     "command": shlex.join(["sora-jax", *sys.argv[1:]]),
-    "commit": report.commit(),
+    "commit": commit(),
     "suite": args.suite,
     "checkpoint": args.checkpoint,
     "seed": args.seed,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -73,21 +71,6 @@ def table(metrics: Mapping[str, Any]) -> str:
     "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
     for line in lines
   )
-
-
-def commit() -> str | None:
-  """The commit of the checkout this package is in, with "+" if it was changed; else its version."""
-  here = Path(__file__).parent
-  try:
-    git = lambda *args: subprocess.run(  # noqa: E731
-      ["git", "-C", str(here), *args], capture_output=True, text=True, check=True, timeout=10
-    ).stdout.strip()
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
-  except (OSError, subprocess.SubprocessError):
-    try:
-      return metadata.version("sora_jax")
-    except metadata.PackageNotFoundError:
-      return None
 
 
 def open_folder(path: str | os.PathLike[str]) -> Path:

@@ -68,14 +68,30 @@ def fit(components: PatchComponents, video: Float[np.ndarray, "b t h w c"]) -> P
       f"Principal components need clips of at least {components.time + 1} frames, not "
       f"{video.shape[1]}; set data.frames, or model.linear=False."
     )
-  z, space = components.z_channels, components.space
-  first = _fit(_patches(video[:, :1], 1, space), z)
-  rest = _fit(_patches(video[:, 1:], components.time, space), z)
+  z, time, space = components.z_channels, components.time, components.space
+  frames = _patches(video[:, :1], 1, space)
+  first, rest = _fit(frames, z), _fit(_patches(video[:, 1:], time, space), z)
+  still = _patches(np.repeat(video[:, :1], time, axis=1), time, space)
+  turn = _rotation(_dense(first["in"], frames), _dense(rest["in"], still))
+  first["in"] = {name: x @ turn for name, x in first["in"].items()}
+  first["out"]["kernel"] = turn.T @ first["out"]["kernel"]
   return {
     f"{name}_{side}": layer
     for name, layers in (("first", first), ("rest", rest))
     for side, layer in layers.items()
   }
+
+
+def _rotation(x: Float[np.ndarray, "*n z"], y: Float[np.ndarray, "*n z"]) -> np.ndarray:
+  """Turns `x` as near to `y` as it gets (Schönemann 1966): a still picture is nearly the same
+  latent as a first frame and as later ones, and a transformer need not learn two codes."""
+  z = x.shape[-1]
+  left, _, right = np.linalg.svd(x.reshape(-1, z).T @ y.reshape(-1, z))
+  return left @ right
+
+
+def _dense(layer: Params, x: np.ndarray) -> np.ndarray:
+  return x @ layer["kernel"] + layer["bias"]
 
 
 def _fit(patches: Float[np.ndarray, "b t h w d"], z: int) -> dict[str, Params]:

@@ -31,6 +31,7 @@ from sora_jax.interop import native, wordpieces
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.tokens import Tokens
+from sora_jax.provenance import commit
 from sora_jax.typing import Array, Params, PRNGKey, Scalar
 
 
@@ -113,8 +114,11 @@ class T2VRecipe:
       "transformer": self.config.model.to_dict(),
       "text": self.config.text.to_dict() | {"vocabulary": self.text.vocabulary},
       "known_words": sorted(self.prompts.known_words),
-      "sampling": SAMPLING | dict(frames=data.frames, size=list(data.size), fps=data.fps),
-      "training": self.config.to_dict(),
+      "sampling": SAMPLING
+      | dict(
+        frames=data.frames, size=list(data.size), fps=data.fps, shift=self.config.levels.shift
+      ),
+      "training": self.config.to_dict() | {"commit": commit()},
     }
 
   def export(self, params: Params, workdir: Path) -> None:

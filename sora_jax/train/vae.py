@@ -32,6 +32,7 @@ from sora_jax.models.discriminator import PatchDiscriminator
 from sora_jax.models.vae import ENCODER, VideoVAE
 from sora_jax.models.vae_linear import PatchComponents, fit
 from sora_jax.parallel.sharding import constrain
+from sora_jax.provenance import commit
 from sora_jax.train.optim import path_mask
 from sora_jax.typing import Array, Params, PRNGKey, Scalar, Video
 
@@ -177,7 +178,7 @@ class VAERecipe:
     runs = native.read_config(native.find(before)).get("vae_training", []) if before else []
     config = {
       "vae": self.config.model.to_dict() | dict(latent_mean=mean, latent_std=std),
-      "vae_training": [*runs, self.config.to_dict()],
+      "vae_training": [*runs, self.config.to_dict() | {"commit": commit()}],
     }
     native.save(workdir / "export", {"vae": params["vae"]}, config)
 

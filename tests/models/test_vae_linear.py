@@ -62,6 +62,20 @@ def test_latents_have_unit_mean_square_and_no_silent_channel(video):
     assert np.mean(std**2) == pytest.approx(1, rel=0.05) and std.min() > 0.5
 
 
+def test_no_rotation_brings_still_pictures_nearer_to_first_frames(video):
+  components = PatchComponents(Z, time=4, space=8)
+  still = np.repeat(video[:, :1], 5, axis=1)
+  params = {"params": fit(components, video)}
+  latents = np.asarray(components.apply(params, jnp.asarray(still), True, method="encode"))
+  first, later = latents[:, 0], latents[:, 1]
+  apart = np.mean((first - later) ** 2)
+  rng = np.random.default_rng(2)
+  for _ in range(8):
+    turn = np.linalg.qr(np.eye(Z) + 0.1 * rng.normal(size=(Z, Z)))[0]
+    turn *= np.sign(np.diag(turn))
+    assert np.mean((first @ turn - later) ** 2) > apart
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_an_autoencoder_starts_as_its_linear_part(video, learned):
   vae = VideoVAE(
