@@ -19,7 +19,7 @@ CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("_
 
 # A module imports its own layer and the layers above it in this list.
 LAYERS = (
-  ("typing", "errors", "config"),
+  ("typing", "errors", "config", "provenance"),
   ("models", "diffusion"),
   ("data", "parallel", "worlds"),
   ("train", "generate", "evals", "interop"),

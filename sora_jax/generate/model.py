@@ -21,7 +21,8 @@ from tqdm import tqdm
 from sora_jax import config as config_lib
 from sora_jax.data.packing import Packer
 from sora_jax.data.transforms import to_float, to_uint8
-from sora_jax.diffusion import conditioning, sampler
+from sora_jax.diffusion import conditioning
+from sora_jax.diffusion import sampler as solvers
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.time import LevelSampler, schedule
 from sora_jax.errors import UserError
@@ -111,7 +112,7 @@ class VideoModel:
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     fps: float | None = None,
-    sampler_name: str | None = None,
+    sampler: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
@@ -122,7 +123,7 @@ class VideoModel:
       UserError: names what cannot be done and the nearest that can.
     """
     given = dict(
-      frames=frames, size=size, fps=fps, sampler=sampler_name, steps=steps, guidance=guidance,
+      frames=frames, size=size, fps=fps, sampler=sampler, steps=steps, guidance=guidance,
       shift=shift,
     )  # fmt: skip
     request = SAMPLING | dict(self.config["sampling"])
@@ -139,7 +140,7 @@ class VideoModel:
     for name, low in (("steps", 1), ("fps", 1e-3), ("shift", 1e-3)):
       if not request[name] >= low:
         raise UserError(f"{name} is {request[name]} but must be at least {low:g}.")
-    sampler.table(request["sampler"], np.array([1.0, 0.5, 0.0]))
+    solvers.table(request["sampler"], np.array([1.0, 0.5, 0.0]))
     self._guidance(request)
     return request
 
@@ -164,7 +165,7 @@ class VideoModel:
 
   def _table(self, request: Mapping[str, Any], tokens: int) -> Float[np.ndarray, "calls 8"]:
     shift = LevelSampler(shift=request["shift"]).shift_for(tokens)
-    return sampler.table(request["sampler"], schedule(request["steps"], shift))
+    return solvers.table(request["sampler"], schedule(request["steps"], shift))
 
   def _warn_of_unknown_words(self, texts: Sequence[str]) -> None:
     unknown = dict.fromkeys(w for text in texts for w in self.prompts.unknown_words(text))
@@ -185,7 +186,7 @@ class VideoModel:
     bar: tqdm,
   ) -> Float[Array, "b lt lh lw z"]:
     shape = self.vae.latent_shape(request["frames"], *request["size"])
-    noise = sampler.initial_noise(seed, samples, *shape, self.vae.z_channels)
+    noise = solvers.initial_noise(seed, samples, *shape, self.vae.z_channels)
     lay = functools.partial(
       conditioning.layout, patch=self.dit.patch, fps=request["fps"],
       cond_features=self.dit.cond_features,
@@ -197,7 +198,7 @@ class VideoModel:
     batches = [packer.fill([[s] for s in rows], self.prompts) for rows in (given, against)]
     table = self._table(request, n)
     guidance = self._guidance(request)
-    carry = sampler.start(jnp.asarray(batches[0]["values"]))
+    carry = solvers.start(jnp.asarray(batches[0]["values"]))
     parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
     for rows in np.split(table, parts):  # equal parts are one program; the bar moves in between
       carry = _solve(self.dit, self.text, guidance, self.params, batches, carry, jnp.asarray(rows))
@@ -221,9 +222,9 @@ def _solve(
   guidance: Guidance,
   params: Params,
   batches: Sequence[Mapping[str, Array]],
-  carry: sampler.Carry,
+  carry: solvers.Carry,
   table: Float[Array, "calls 8"],
-) -> sampler.Carry:
+) -> solvers.Carry:
   """Runs rows of the sampler's table on a packed batch and, under guidance, its unprompted twin."""
   used = batches if guidance.active else batches[:1]
   tokens = [read_prompts(text, params["text"], batch) for batch in used]
@@ -236,7 +237,7 @@ def _solve(
     v = jnp.split(dit.apply({"params": params["dit"]}, inputs), len(used))
     return guidance(v[0], v[1], level, made) if guidance.active else v[0]
 
-  return sampler.solve(velocity, carry, table, made)
+  return solvers.solve(velocity, carry, table, made)
 
 
 def enable_compilation_cache() -> None:

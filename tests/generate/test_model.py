@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from sora_jax.cli import main
+from sora_jax.data.video import write
 from sora_jax.errors import UserError
 from sora_jax.generate import model as generate
 from sora_jax.interop import native
@@ -66,6 +68,16 @@ def test_a_prompt_becomes_frames(model):
   assert video.shape == (5, 32, 32, 3) and video.dtype == np.uint8
   assert video.std() > 1
   assert model.sample(["a red ball"], frames=1, size=(16, 48)).shape == (1, 1, 16, 48, 3)
+
+
+def test_the_command_line_makes_the_same_video(folder, model, tmp_path):
+  out = tmp_path / "ball.gif"
+  flags = "--steps 2 --sampler euler --guidance 2 --seed 3 --frames 5 --size 32x48".split()
+  call = ["sample", "a ball", "--out", str(out), "--checkpoint", str(folder), *flags]
+  assert main.main(call) == 0
+  settings = dict(steps=2, sampler="euler", guidance=2.0, seed=3, frames=5, size=(32, 48))
+  write(tmp_path / "again.gif", model.sample("a ball", **settings), 8.0)
+  assert out.read_bytes() == (tmp_path / "again.gif").read_bytes()
 
 
 def test_seed_prompt_and_guidance_matter_and_nothing_else_does(model):
