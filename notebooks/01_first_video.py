@@ -66,7 +66,7 @@ show(video)
 #
 # The autoencoder compresses time by 4 and rows and columns by 8. The first latent frame covers one
 # frame of the video and each later one four, so 4k + 1 frames become k + 1 latent frames. Here are
-# the first three of the sixteen channels, shown as colours.
+# the first three of the 64 channels, shown as colours.
 
 # %%
 latents = model.encode(video[None])
@@ -81,7 +81,7 @@ def as_colours(latents):
 plt.figure(figsize=(10, 2.5))
 plt.imshow(strip(as_colours(latents[0])))
 plt.axis("off")
-plt.title("latent frames, three of sixteen channels")
+plt.title("latent frames, three of 64 channels")
 plt.show()
 
 # %% [markdown]
