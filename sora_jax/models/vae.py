@@ -5,10 +5,10 @@ later one `time_stride` more. An image is a video of one frame. Both directions 
 clip may be encoded and decoded chunk by chunk, in memory that does not grow with its length, and
 the result is that of the whole clip.
 
-The levels are Wan's (models/vae_levels.py). Options are the pixel unshuffle of its version 2.2, in
-time too, and fixed principal components beside the levels (models/vae_linear.py) or, on the way in,
-in their place: then the latents are final before anything is trained. The latents are
-those of a KL autoencoder (Rombach et al., arXiv:2112.10752).
+The levels are Wan's (models/vae_levels.py), the latents those of a KL autoencoder (Rombach et al.,
+arXiv:2112.10752). Options are the pixel unshuffle of Wan 2.2, in time too, and fixed principal
+components beside the levels (models/vae_linear.py) or, on the way in, in their place: then the
+latents are final before anything is trained.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class VideoVAE(nn.Module):
     kernel_t: taps in time of the convolutions, per level.
     linear: adds the principal components of whole patches (models/vae_linear.py) on both ways; the
       levels start at zero and learn what is missing.
-    learned_encoder: whether the encoder has levels; without, it is the components alone.
+    learned_encoder: whether the encoder has levels; without, it is the components alone (`linear`).
     mid_attention: whether pixels of a frame attend to each other at the coarsest level.
     latent_mean, latent_std: per channel over the training set, set once the encoder is frozen;
       `encode_video` and `decode_latents` use them, `encode` and `decode` do not.
@@ -87,6 +87,8 @@ class VideoVAE(nn.Module):
   dtype: Any = None
 
   def setup(self):
+    if not (self.learned_encoder or self.linear):
+      raise UserError("learned_encoder=False needs linear=True: there is no encoder otherwise.")
     z = self.z_channels
     shape = dict(
       widths=self.widths, res_blocks=self.res_blocks, time_down=self.time_down,

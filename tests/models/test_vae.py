@@ -226,6 +226,12 @@ def test_bfloat16_is_near(toy):
   assert 0 < np.abs(a - b).mean() < 0.05 * np.abs(b).mean()
 
 
+def test_an_autoencoder_has_an_encoder():
+  vae, key = VideoVAE(learned_encoder=False), jax.random.key(0)
+  with pytest.raises(UserError, match="needs linear=True"):
+    vae.init(key, clip(1), key)
+
+
 @pytest.mark.parametrize("name, millions", [("toy", 4.44), ("wan2.1", 126.89)])
 def test_parameter_count(name, millions):
   vae, key = VideoVAE(**VARIANTS[name]), jax.random.key(0)
