@@ -55,7 +55,7 @@ def get_config(arg: str = "levels") -> ConfigDict:
     config.loss.update(lpips=0.3, equivariance=0.0, adversarial=0.05, latent_noise=0.15)
     config.train.steps = 400
   elif arg == "smoke":
-    config.model.update(z_channels=16, widths=(16, 16))
+    config.model.widths = (16, 16)
     config.loss.lpips = 0.0
     config.data.update(frames=5, size=32)
     config.data.sources.records.weight = config.data.sources.photos.weight = 0.0

@@ -26,6 +26,7 @@ from sora_jax.data.records import RecordSource
 from sora_jax.diffusion import conditioning
 from sora_jax.diffusion.loss import flow_matching
 from sora_jax.diffusion.time import LevelSampler
+from sora_jax.errors import UserError
 from sora_jax.generate.model import SAMPLING, VideoModel, read_prompts
 from sora_jax.interop import native, wordpieces
 from sora_jax.models.dit import DiT
@@ -69,9 +70,18 @@ class T2VRecipe:
 
   @functools.cached_property
   def cache(self) -> RecordSource:
-    """The encoded clips; encoding them the first time."""
+    """The encoded clips; encoding them the first time.
+
+    Raises:
+      UserError: the autoencoder is not that of the model, or the clips cannot be had.
+    """
     data = self.config.data
     vae, params = native.load_vae(self.config.vae)
+    if vae.z_channels != self.dit.channels:
+      raise UserError(
+        f"The latents of {self.config.vae} have {vae.z_channels} channels and those of the "
+        f"transformer {self.dit.channels}: set model.channels={vae.z_channels}."
+      )
     return encode.cache(
       Path(data.cache), vae, params, data.sources, clips=data.clips, frames=data.frames,
       size=tuple(data.size), fps=data.fps, seed=self.config.seed,

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sora_jax import config as config_lib
+from sora_jax.errors import UserError
 from sora_jax.generate import model as generate
 from sora_jax.interop import native
 from sora_jax.train import loop
@@ -58,6 +59,13 @@ def test_training_goes_on_from_an_exported_checkpoint(checkpoint, vae, config):
   params = recipe.init(jax.random.key(1))
   loaded = generate.load(checkpoint).params
   jax.tree.map(np.testing.assert_array_equal, params, {k: loaded[k] for k in params})
+
+
+def test_another_autoencoder_is_refused(config):
+  config = config.copy_and_resolve_references()
+  config.model.channels = 8
+  with pytest.raises(UserError, match="set model.channels=64"):
+    loop.build_recipe(config)
 
 
 def test_a_polished_decoder_keeps_its_latents(folder, vae):
