@@ -1,9 +1,10 @@
 r"""The transformer of the shipped checkpoint `toy`: text to video at 64 px, 17 frames.
 
-Needs the autoencoder of configs/vae_toy.py, whose latents are final before it is trained: its first
-checkpoint will do. The worlds it was made from are encoded first, in a minute.
+Needs the autoencoder of configs/vae_toy.py. The worlds it was made from are encoded first, in a
+minute.
 
   sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
+  sora-jax train --config=configs/vae_toy.py:components --workdir runs/vae
   sora-jax train --config=configs/toy.py --config.vae=runs/vae/export --workdir runs/toy
 
 On your own videos (mp4 files with captions in .txt files beside them):

@@ -1,14 +1,17 @@
 r"""The autoencoder of `toy`: 4 x 8 x 8, 64 channels. Its encoder is principal components.
 
 The latents are the first 64 principal components of patches of 4 x 8 x 8 pixels, final before any
-training; the levels of the decoder learn what the components miss:
+training. `components` is the autoencoder that ships, components both ways; a minute, nothing to
+train, so one step at rate 0:
 
   sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
-  sora-jax train --config=configs/vae_toy.py --workdir runs/vae
+  sora-jax train --config=configs/vae_toy.py:components --workdir runs/vae
 
-`polish` then sharpens, and teaches to forgive slightly wrong latents:
+By default the decoder has levels that learn what the components miss, and `polish` sharpens them
+and teaches them to forgive slightly wrong latents; neither has been run at length:
 
-  sora-jax train --config=configs/vae_toy.py:polish --config.init_from=runs/vae/export \
+  sora-jax train --config=configs/vae_toy.py --workdir runs/levels
+  sora-jax train --config=configs/vae_toy.py:polish --config.init_from=runs/levels/export \
       --workdir runs/vae_polished
 
 Data are rendered worlds and scikit-image's photographs under a moving camera.
@@ -18,7 +21,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "levels") -> ConfigDict:
-  """`levels` (the default), `polish` or `smoke`."""
+  """`levels` (the default), `components`, `polish` or `smoke`."""
   config = ConfigDict(dict(
     recipe="vae",
     seed=0,
@@ -26,7 +29,7 @@ def get_config(arg: str = "levels") -> ConfigDict:
     trainable="^(?!vae/principal/)",
     model=dict(
       z_channels=64, widths=(96, 128), res_blocks=1, patch=4, patch_time=4, time_down=(False,),
-      kernel_t=(1, 3), mid_attention=False, linear=True, learned_encoder=False,
+      kernel_t=(1, 3), mid_attention=False, linear=True, learned=("decoder",),
       latent_mean=None, latent_std=None,
     ),
     loss=dict(
@@ -51,7 +54,11 @@ def get_config(arg: str = "levels") -> ConfigDict:
       preview_every=200, keep=2, mesh=None, max_bad_steps=5,
     ),
   ))  # fmt: skip
-  if arg == "polish":
+  if arg == "components":
+    config.model.learned = ()
+    config.trainable, config.optim.lr, config.loss.lpips = ".*", 0.0, 0.0
+    config.train.update(steps=1, preview_every=0)
+  elif arg == "polish":
     config.loss.update(lpips=0.3, equivariance=0.0, adversarial=0.05, latent_noise=0.15)
     config.train.steps = 400
   elif arg == "smoke":
@@ -62,5 +69,5 @@ def get_config(arg: str = "levels") -> ConfigDict:
     config.data.sources.worlds.update(weight=1.0, count=8)
     config.train.update(steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4)
   elif arg != "levels":
-    raise ValueError(f"configs/vae_toy.py takes levels, polish or smoke, not {arg!r}")
+    raise ValueError(f"configs/vae_toy.py takes levels, components, polish or smoke, not {arg!r}")
   return config

@@ -7,8 +7,8 @@ the result is that of the whole clip.
 
 The levels are Wan's (models/vae_levels.py), the latents those of a KL autoencoder (Rombach et al.,
 arXiv:2112.10752). Options are the pixel unshuffle of Wan 2.2, in time too, and fixed principal
-components beside the levels (models/vae_linear.py) or, on the way in, in their place: then the
-latents are final before anything is trained.
+components beside the levels (models/vae_linear.py) or in their place: without levels in the
+encoder the latents are final before anything is trained.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ENCODER = ("encoder", "quant", "principal")  # the parameters that latents depen
 VARIANTS: dict[str, dict[str, Any]] = {
   "toy": dict(
     z_channels=64, widths=(96, 128), res_blocks=1, patch=4, patch_time=4, time_down=(False,),
-    kernel_t=(1, 3), mid_attention=False, linear=True, learned_encoder=False,
+    kernel_t=(1, 3), mid_attention=False, linear=True, learned=(),
   ),
   "wan2.1": dict(
     widths=(96, 192, 384, 384), res_blocks=2, patch=1, time_down=(False, True, True),
@@ -64,7 +64,7 @@ class VideoVAE(nn.Module):
     kernel_t: taps in time of the convolutions, per level.
     linear: adds the principal components of whole patches (models/vae_linear.py) on both ways; the
       levels start at zero and learn what is missing.
-    learned_encoder: whether the encoder has levels; without, it is the components alone (`linear`).
+    learned: the sides that have levels; the other ones are the components alone (`linear`).
     mid_attention: whether pixels of a frame attend to each other at the coarsest level.
     latent_mean, latent_std: per channel over the training set, set once the encoder is frozen;
       `encode_video` and `decode_latents` use them, `encode` and `decode` do not.
@@ -80,30 +80,34 @@ class VideoVAE(nn.Module):
   kernel_t: tuple[int, ...] = (1, 3, 3)
   mid_attention: bool = False
   linear: bool = False
-  learned_encoder: bool = True
+  learned: tuple[str, ...] = ("encoder", "decoder")
   latent_mean: tuple[float, ...] | None = None
   latent_std: tuple[float, ...] | None = None
   channels: int = 3
   dtype: Any = None
 
   def setup(self):
-    if not (self.learned_encoder or self.linear):
-      raise UserError("learned_encoder=False needs linear=True: there is no encoder otherwise.")
+    sides = {"encoder", "decoder"}
+    if not (set(self.learned) == sides or (set(self.learned) < sides and self.linear)):
+      raise UserError(
+        f"learned={self.learned} must hold encoder and decoder, or linear=True do what is missing."
+      )
     z = self.z_channels
     shape = dict(
       widths=self.widths, res_blocks=self.res_blocks, time_down=self.time_down,
       kernel_t=self.kernel_t, mid_attention=self.mid_attention, dtype=self.dtype,
     )  # fmt: skip
-    patch = self.patch_time * self.patch**2
     last = nn.initializers.zeros if self.linear else present_tap()
-    self.decoder = Decoder(features=self.channels * patch, last_init=last, **shape)
-    if self.learned_encoder:
-      conv = partial(CausalConv, 2 * z, (1, 1, 1), dtype=self.dtype)
+    dense = partial(CausalConv, kernel=(1, 1, 1), dtype=self.dtype)
+    if "encoder" in self.learned:
       self.encoder = Encoder(features=2 * z, **shape)
-      self.quant = conv(kernel_init=last, bias_init=_quiet)
+      self.quant = dense(2 * z, kernel_init=last, bias_init=_quiet)
+    if "decoder" in self.learned:
+      patch = self.patch_time * self.patch**2
+      self.decoder = Decoder(features=self.channels * patch, last_init=last, **shape)
+      self.post_quant = dense(z)
     if self.linear:
       self.principal = PatchComponents(z, self.time_stride, self.space_stride, self.channels)
-    self.post_quant = CausalConv(z, (1, 1, 1), dtype=self.dtype)
 
   @property
   def time_stride(self) -> int:
@@ -138,7 +142,7 @@ class VideoVAE(nn.Module):
     linear = jnp.zeros(())
     if self.linear:
       linear = constrain(self.principal.encode(video, first), "latent")
-    if not self.learned_encoder:
+    if "encoder" not in self.learned:
       return linear, jnp.full_like(linear, MIN_LOGVAR)
     x = jnp.concatenate([video[:, :1]] * (self.patch_time - 1) * first + [video], axis=1)
     x = rearrange(x, _PIXELS + " -> " + _PATCHES, **self._patch)
@@ -148,11 +152,15 @@ class VideoVAE(nn.Module):
 
   def decode(self, latent: Latents, first: bool = True) -> Video:
     """Pixels, nominally in [-1, 1] but not clipped. `first` as for `encode`."""
-    x = self.decoder(self.post_quant(constrain(latent, "latent")), first)
+    latent, linear = constrain(latent, "latent"), jnp.zeros(())
+    if self.linear:
+      linear = constrain(self.principal.decode(latent, first), "video")
+    if "decoder" not in self.learned:
+      return linear
+    x = self.decoder(self.post_quant(latent), first)
     x = rearrange(x, _PATCHES + " -> " + _PIXELS, **self._patch)
     x = x[:, self.patch_time - 1 :] if first else x
-    x = constrain(x, "video").astype(jnp.float32)
-    return x + self.principal.decode(latent, first) if self.linear else x
+    return constrain(x, "video").astype(jnp.float32) + linear
 
   def __call__(self, video: Video, key: PRNGKey) -> tuple[Video, Latents, Latents]:
     """Reconstruction from a sample of the posterior, with the posterior's mean and log variance."""
@@ -261,7 +269,7 @@ def _decode_piece(vae, params, cache, latents):
   video, kept = vae.apply(
     variables, latents * scale + shift, cache is None, method=vae.decode, mutable=["cache"]
   )
-  return jnp.clip(video, -1.0, 1.0), kept["cache"]
+  return jnp.clip(video, -1.0, 1.0), kept.get("cache", {})
 
 
 def _statistics(vae: VideoVAE) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from sora_jax.models.vae import VideoVAE
 
 VAE = VideoVAE(
   z_channels=4, widths=(6, 8), patch=4, patch_time=4, time_down=(False,), kernel_t=(1, 3),
-  linear=True, learned_encoder=False,
+  linear=True, learned=("decoder",),
 )  # fmt: skip
 SOURCES = {"worlds": dict(weight=1.0, count=4, seed=0, height=32, width=32, frames=5)}
 

@@ -76,11 +76,11 @@ def test_no_rotation_brings_still_pictures_nearer_to_first_frames(video):
     assert np.mean((first @ turn - later) ** 2) > apart
 
 
-@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("learned", [("encoder", "decoder"), ("decoder",), ()])
 def test_an_autoencoder_starts_as_its_linear_part(video, learned):
   vae = VideoVAE(
     z_channels=Z, widths=(6, 8), patch=4, patch_time=4, time_down=(False,), kernel_t=(1, 3),
-    linear=True, learned_encoder=learned,
+    linear=True, learned=learned,
   )  # fmt: skip
   key, pixels = jax.random.key(0), jnp.asarray(video)
   params = jax.jit(vae.init)(key, pixels[:1, :1], key)["params"]
