@@ -66,13 +66,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   import sora_jax
   from sora_jax.evals import suites
+  from sora_jax.generate.codec import Codec
   from sora_jax.provenance import commit
 
   if args.suite == "text":
     model = sora_jax.load(args.checkpoint)
     results = suites.text(model, count, args.seed, args.fvd, folder / "samples.png")
   else:
-    autoencoder = suites.LoadedAutoencoder.load(args.checkpoint)
+    autoencoder = Codec.load(args.checkpoint)
     if args.videos:
       results = suites.recon_files(autoencoder, args.videos)
     else:

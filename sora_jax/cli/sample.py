@@ -1,10 +1,12 @@
-"""`sora-jax sample`: a prompt becomes a video."""
+"""`sora-jax sample`: a prompt becomes a video, around what is given of it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from typing import Any
+
+import numpy as np
 
 from sora_jax.cli.data import parse_size
 from sora_jax.errors import UserError
@@ -13,6 +15,13 @@ EXAMPLES = """examples:
   sora-jax sample "a red ball rolls behind the wall and comes out on the right" --out ball.mp4
   sora-jax sample "a blue cube falls" --size 96x64 --frames 33 --seed 3 --out cube.gif
   sora-jax sample "a green cone on a grassy floor" --frames 1 --out cone.png
+  sora-jax sample "a green cone slides to the left" --task animate --image cone.png --out cone.mp4
+  sora-jax sample --task extend --video cone.mp4 --direction both --frames 8 --out longer.mp4
+  sora-jax sample --task fill --video ball.mp4 --missing 5-11 --out filled.mp4
+  sora-jax sample --task connect --video ball.mp4 --video cone.mp4 --out passage.mp4
+  sora-jax sample --task inpaint --video ball.mp4 --mask mask.png --out clean.mp4
+  sora-jax sample --task outpaint --video ball.mp4 --size 64x96 --out wide.mp4
+  sora-jax sample "at dusk" --task edit --video ball.mp4 --strength 0.6 --out dusk.mp4
 """
 
 
@@ -26,15 +35,41 @@ def add_parser(verbs: Any) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("prompt", metavar="PROMPT", help="what to show")
+  parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="", help="what to show")
   parser.add_argument("--out", required=True, metavar="FILE.{mp4,gif,png}")
   parser.add_argument(
     "--checkpoint", default="toy", metavar="NAME|DIR", help="a shipped name or a folder [toy]"
   )
+  given = parser.add_argument_group("what is given")
+  given.add_argument(
+    "--task",
+    default="generate",
+    metavar="NAME",
+    help="animate, extend, fill, connect, inpaint, outpaint, edit or variations",
+  )
+  given.add_argument("--image", metavar="FILE")
+  given.add_argument("--video", metavar="FILE", action="append", default=[], help="connect: twice")
+  given.add_argument("--mask", metavar="FILE", help="an image, white where something is made")
+  given.add_argument("--missing", metavar="A-B,C", help="frames to make, counted from 0")
+  given.add_argument("--direction", default="forward", metavar="forward|backward|both")
+  given.add_argument(
+    "--strength",
+    type=float,
+    default=0.6,
+    metavar="X",
+    help="edit, variations: how much may change, up to 1 [0.6]",
+  )
+  given.add_argument("--fit", default="crop", metavar="crop|pad|stretch")
+  given.add_argument("--paste", action="store_true", help="put the given pixels back at the end")
   parser.add_argument("--negative", default="", metavar="TEXT", help="what to lead away from")
   parser.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
   parser.add_argument("--size", type=parse_size, metavar="HxW", help="height x width in pixels")
-  parser.add_argument("--frames", type=int, metavar="N", help="4k+1; 1 is an image")
+  parser.add_argument(
+    "--frames",
+    type=int,
+    metavar="N",
+    help="4k+1, 1 is an image; extend, connect: any number of new ones",
+  )
   parser.add_argument("--fps", type=float, metavar="N", help="frames per second")
   parser.add_argument("--steps", type=int, metavar="N", help="solver steps")
   parser.add_argument("--guidance", type=float, metavar="X", help="pull of the prompt, 1 = none")
@@ -49,9 +84,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     UserError: everything is checked before any weights are loaded, except what only they know.
   """
   from sora_jax.data import video
+  from sora_jax.generate.inputs import Inputs
 
   video.check_output(args.out)
-  if not args.prompt.strip():
+  inputs = Inputs(
+    image=args.image, videos=args.video, mask=args.mask, missing=args.missing,
+    direction=args.direction, strength=args.strength, frames=args.frames, size=args.size,
+    fps=args.fps, fit=args.fit,
+  )  # fmt: skip
+  inputs.check(args.task)
+  if not args.prompt.strip() and args.task in ("generate", "edit"):
     raise UserError("The prompt is empty: describe the video in a few words.")
   if args.seed < 0:
     raise UserError(f"The seed is {args.seed} but must not be negative.")
@@ -60,14 +102,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   generate.enable_compilation_cache()
   model = generate.load(args.checkpoint)
-  settings = dict(
-    frames=args.frames, size=args.size, fps=args.fps, sampler=args.sampler, steps=args.steps,
-    guidance=args.guidance, shift=args.shift,
-  )  # fmt: skip
-  request = model.request(**settings)
+  defaults = model.request(fps=args.fps)
+  canvas, fps = inputs.canvas(args.task, model.step, defaults["frames"], defaults["fps"])
+  alone = canvas is None
   frames = model.sample(
-    args.prompt, negative=args.negative, seed=args.seed, progress=True, **settings
-  )
-  video.write(args.out, frames, request["fps"])
+    args.prompt, canvas=canvas, negative=args.negative, seed=args.seed, progress=True, fps=fps,
+    frames=args.frames if alone else None, size=args.size if alone else None,
+    sampler=args.sampler, steps=args.steps, guidance=args.guidance, shift=args.shift,
+  )  # fmt: skip
+  if args.paste and canvas is not None:
+    frames = np.where(canvas.known[..., None], canvas.video[0], frames)
+  video.write(args.out, frames, fps)
   print(f"{args.out}: {len(frames)} frames of {frames.shape[1]}x{frames.shape[2]}", file=sys.stderr)
   return {"out": args.out, "frames": len(frames), "size": list(frames.shape[1:3])}

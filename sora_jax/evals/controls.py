@@ -160,9 +160,9 @@ def main() -> None:
   args = parser.parse_args()
   reconstruct = None
   if args.checkpoint:
-    from sora_jax.evals.suites import LoadedAutoencoder
+    from sora_jax.generate.codec import Codec
 
-    reconstruct = LoadedAutoencoder.load(args.checkpoint).reconstruct
+    reconstruct = Codec.load(args.checkpoint).reconstruct
   report = validate(Judge(args.weights), args.count, args.seed, reconstruct)
   report["command"] = shlex.join(["python", "-m", "sora_jax.evals.controls", *sys.argv[1:]])
   text = json.dumps(report, indent=2)

@@ -10,24 +10,19 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from sora_jax.data import images, video
-from sora_jax.data.transforms import to_float, to_uint8
 from sora_jax.errors import UserError
 from sora_jax.evals import controls, fvd, i3d
 from sora_jax.evals.adherence import ATTRIBUTES, Judge
 from sora_jax.evals.reconstruction import Appearance, Reconstruction, flicker_ratio
 from sora_jax.evals.report import Results, proportion
-from sora_jax.interop import native
-from sora_jax.models.vae import VideoVAE, decode_latents, encode_video
-from sora_jax.typing import Float, Params, UInt8
+from sora_jax.typing import Float, UInt8
 from sora_jax.worlds import WorldSource
 
 Clips = UInt8[np.ndarray, "b t h w 3"]
@@ -63,27 +58,6 @@ class Autoencoder(Protocol):
 
   def reconstruct(self, video: Clips) -> Clips:
     """The round trip through the latents."""
-
-
-@dataclass(frozen=True)
-class LoadedAutoencoder:
-  """The autoencoder of a checkpoint, which need not hold anything else."""
-
-  vae: VideoVAE
-  params: Params
-
-  @classmethod
-  def load(cls, name: str | os.PathLike[str]) -> LoadedAutoencoder:
-    """Reads a checkpoint, shipped or in a folder.
-
-    Raises:
-      UserError: there is none, it has no autoencoder, or it is damaged.
-    """
-    return cls(*native.load_vae(name))
-
-  def reconstruct(self, video: Clips) -> Clips:
-    latents = encode_video(self.vae, self.params, jnp.asarray(to_float(video)))
-    return to_uint8(decode_latents(self.vae, self.params, latents))
 
 
 def recon(model: Autoencoder, count: int, seed: int) -> Results:

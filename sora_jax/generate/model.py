@@ -1,6 +1,6 @@
 """A trained model: prompts in, videos out.
 
-request -> conditioning (tokens) -> sampler -> decoder -> uint8 frames
+request -> canvas (what is known) -> windows -> denoiser (tokens, solver) -> decoder -> uint8 frames
 """
 
 from __future__ import annotations
@@ -19,30 +19,16 @@ import numpy as np
 from tqdm import tqdm
 
 from sora_jax import config as config_lib
-from sora_jax.data.packing import Packer
-from sora_jax.data.transforms import to_float, to_uint8
-from sora_jax.diffusion import conditioning
-from sora_jax.diffusion import sampler as solvers
-from sora_jax.diffusion.guidance import Guidance
-from sora_jax.diffusion.time import LevelSampler, schedule
 from sora_jax.errors import UserError
+from sora_jax.generate.canvas import Canvas, Plan, blank
+from sora_jax.generate.codec import Codec, Grid
+from sora_jax.generate.complete import complete
+from sora_jax.generate.denoise import SAMPLING, Denoiser
 from sora_jax.interop import native, wordpieces
 from sora_jax.models.dit import DiT
-from sora_jax.models.patch import unpatchify
 from sora_jax.models.text import Prompts, TextEncoder
-from sora_jax.models.tokens import Tokens
-from sora_jax.models.vae import VideoVAE, decode_latents, encode_video
-from sora_jax.typing import Array, Float, Params, UInt8
-
-Grid = Float[Array, "b lt lh lw z"] | Float[np.ndarray, "b lt lh lw z"]
-
-MAX_PARTS = 6  # pieces the sampler's loop is cut into, for the progress bar
-
-# What a request that says nothing gets; a checkpoint's config.json may say otherwise.
-SAMPLING: dict[str, Any] = dict(
-  sampler="dpm++", steps=30, guidance=3.0, guidance_rescale=0.0, guidance_interval=[0.0, 1.0],
-  shift=1.0,
-)  # fmt: skip
+from sora_jax.models.vae import VideoVAE
+from sora_jax.typing import Float, Params, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +49,9 @@ class VideoModel:
 
   def sample(
     self,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str] = "",
     *,
+    canvas: Canvas | None = None,
     negative: str = "",
     seed: int = 0,
     frames: int | None = None,
@@ -77,13 +64,17 @@ class VideoModel:
     batch_size: int = 16,
     progress: bool = False,
   ) -> UInt8[np.ndarray, "*b t h w 3"]:
-    """Makes a video of each prompt.
+    """Makes a video of each prompt, around what is given.
 
     Args:
-      prompts: one, or several; the result has a batch axis if they are a sequence.
+      prompts: one, or several; the result has a batch axis if they are a sequence. With a canvas
+        they may be empty.
+      canvas: what is known (`generate.tasks`): one clip for all prompts or one for each. It sets
+        the size and length. Known frames are shown as decoded from their latents.
       negative: what guidance leads away from, in the place of "no prompt".
       seed: sample i of a seed has the same noise at any batch size.
-      frames: 4k+1; 1 makes an image. size: (height, width). fps: frame rate to move at.
+      frames: 4k+1; 1 makes an image. With a canvas: how many to make at a time, if it is longer.
+      size: (height, width). fps: frame rate to move at.
       sampler, steps, guidance, shift: of the ODE solver; None takes the checkpoint's.
       batch_size: videos made at a time.
       progress: whether to show a bar on stderr.
@@ -91,19 +82,32 @@ class VideoModel:
     Raises:
       UserError: an empty prompt, or a length, size or setting the model cannot do.
     """
+    size = size if canvas is None else canvas.video.shape[2:4]
     request = self.request(frames, size, fps, sampler, steps, guidance, shift)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    self.prompts(texts)  # refuses empty and overlong prompts before any work
+    # Refuses empty and overlong prompts before any work.
+    self.prompts(texts if canvas is None else [text for text in texts if text])
     self._warn_of_unknown_words(texts)
-    calls = len(self._table(request, tokens=1)) * -(-len(texts) // batch_size)
+    canvas = canvas or blank(1, request["frames"], tuple(request["size"]))
+    if len(canvas.video) not in (1, len(texts)):
+      raise UserError(f"There are {len(canvas.video)} videos for {len(texts)} prompts.")
+
+    plan = Plan.of(canvas, request["frames"], self.vae.time_stride)
+    denoiser = self._denoiser(request)
+    latent = self.vae.latent_shape(plan.length, *request["size"])
+    calls = len(denoiser.table(latent, canvas.strength)) * len(plan.starts)
+    batches = -(-len(texts) // batch_size)
     videos = []
-    with tqdm(total=calls, desc="sampling", unit="call", disable=not progress) as bar:
+    with tqdm(total=calls * batches, desc="sampling", unit="call", disable=not progress) as bar:
       for first in range(0, len(texts), batch_size):
-        chunk = texts[first : first + batch_size]
-        padded = chunk + chunk[-1:] * (min(batch_size, len(texts)) - len(chunk))
-        indices = np.arange(first, first + len(padded))
-        latents = self._denoise(padded, negative, indices, seed, request, bar)
-        videos.append(self.decode(latents)[: len(chunk)])
+        samples = np.arange(first, first + min(batch_size, len(texts)))
+        chosen = np.minimum(samples, len(texts) - 1)  # a last, smaller batch is filled up
+        denoise = functools.partial(
+          denoiser, texts=[texts[i] for i in chosen], negative=negative, seed=seed,
+          samples=samples, bar=bar,
+        )  # fmt: skip
+        made = complete(canvas.of(chosen), plan, request["fps"], self.codec, denoise)
+        videos.append(made[: len(texts) - first])
     stacked = np.concatenate(videos)
     return stacked[0] if isinstance(prompts, str) else stacked
 
@@ -129,43 +133,42 @@ class VideoModel:
     request = SAMPLING | dict(self.config["sampling"])
     request |= {k: v for k, v in given.items() if v is not None}
     self.vae.latent_shape(request["frames"], *request["size"])
-    step = [self.vae.space_stride * p for p in self.dit.patch[1:]]
-    if any(side % s for side, s in zip(request["size"], step, strict=True)):
-      nearest = "x".join(
-        str(max(1, round(side / s)) * s) for side, s in zip(request["size"], step, strict=True)
-      )
+    if any(side % self.step for side in request["size"]):
+      nearest = "x".join(str(max(1, round(x / self.step)) * self.step) for x in request["size"])
       raise UserError(
-        f"Height and width must be multiples of {step[0]} for this model: use {nearest}."
+        f"Height and width must be multiples of {self.step} for this model: use {nearest}."
       )
     for name, low in (("steps", 1), ("fps", 1e-3), ("shift", 1e-3)):
       if not request[name] >= low:
         raise UserError(f"{name} is {request[name]} but must be at least {low:g}.")
-    solvers.table(request["sampler"], np.array([1.0, 0.5, 0.0]))
-    self._guidance(request)
+    denoiser = self._denoiser(request)
+    denoiser.table((1, 1, 1), 1.0), denoiser.guidance  # refuse what they do not know
     return request
 
-  def encode(self, video: UInt8[np.ndarray, "b t h w 3"]) -> Grid:
-    """Standardised latents of videos."""
-    return np.asarray(encode_video(self.vae, self.params["vae"], jnp.asarray(to_float(video))))
+  @property
+  def step(self) -> int:
+    """What height and width must be multiples of, in pixels."""
+    return self.vae.space_stride * max(self.dit.patch[1:])
+
+  @property
+  def codec(self) -> Codec:
+    """The autoencoder."""
+    return Codec(self.vae, self.params["vae"])
+
+  def encode(self, video: UInt8[np.ndarray, "b t h w 3"]) -> Float[np.ndarray, "b lt lh lw z"]:
+    """Standardised latents of videos of 4k+1 frames."""
+    return self.codec.encode(video)
 
   def decode(self, latents: Grid) -> UInt8[np.ndarray, "b t h w 3"]:
     """Videos of standardised latents."""
-    return to_uint8(decode_latents(self.vae, self.params["vae"], jnp.asarray(latents)))
+    return self.codec.decode(latents)
 
   def reconstruct(self, video: UInt8[np.ndarray, "b t h w 3"]) -> UInt8[np.ndarray, "b t h w 3"]:
     """What the autoencoder keeps of videos."""
-    return self.decode(self.encode(video))
+    return self.codec.reconstruct(video)
 
-  def _guidance(self, request: Mapping[str, Any]) -> Guidance:
-    return Guidance(
-      scale=request["guidance"],
-      rescale=request["guidance_rescale"],
-      interval=tuple(request["guidance_interval"]),
-    )
-
-  def _table(self, request: Mapping[str, Any], tokens: int) -> Float[np.ndarray, "calls 8"]:
-    shift = LevelSampler(shift=request["shift"]).shift_for(tokens)
-    return solvers.table(request["sampler"], schedule(request["steps"], shift))
+  def _denoiser(self, request: Mapping[str, Any]) -> Denoiser:
+    return Denoiser(self.dit, self.text, self.prompts, self.params, request)
 
   def _warn_of_unknown_words(self, texts: Sequence[str]) -> None:
     unknown = dict.fromkeys(w for text in texts for w in self.prompts.unknown_words(text))
@@ -175,69 +178,6 @@ class VideoModel:
         "guess at them",
         file=sys.stderr,
       )
-
-  def _denoise(
-    self,
-    prompts: Sequence[str],
-    negative: str,
-    samples: np.ndarray,
-    seed: int,
-    request: Mapping[str, Any],
-    bar: tqdm,
-  ) -> Float[Array, "b lt lh lw z"]:
-    shape = self.vae.latent_shape(request["frames"], *request["size"])
-    noise = solvers.initial_noise(seed, samples, *shape, self.vae.z_channels)
-    lay = functools.partial(
-      conditioning.layout, patch=self.dit.patch, fps=request["fps"],
-      cond_features=self.dit.cond_features,
-    )  # fmt: skip
-    given = [lay(np.asarray(x), prompt=p) for x, p in zip(noise, prompts, strict=True)]
-    against = [lay(np.asarray(x), prompt=negative) for x in noise]
-    n = len(given[0].values)
-    packer = Packer(rows=len(given), length=n, cond_rows=1, text_length=self.prompts.length)
-    batches = [packer.fill([[s] for s in rows], self.prompts) for rows in (given, against)]
-    table = self._table(request, n)
-    guidance = self._guidance(request)
-    carry = solvers.start(jnp.asarray(batches[0]["values"]))
-    parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
-    for rows in np.split(table, parts):  # equal parts are one program; the bar moves in between
-      carry = _solve(self.dit, self.text, guidance, self.params, batches, carry, jnp.asarray(rows))
-      jax.block_until_ready(carry)
-      bar.update(len(rows))
-    values = carry[1]
-    return unpatchify(values, shape, self.dit.patch)
-
-
-def read_prompts(encoder: TextEncoder, params: Params, batch: Mapping[str, Array]) -> Tokens:
-  """A packed batch (`data.packing`) as `Tokens`: word pieces become encoder states."""
-  fields = dict(batch)
-  states = encoder.apply({"params": params}, fields.pop("pieces"), batch["text_ids"])
-  return Tokens(**fields, text=states)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _solve(
-  dit: DiT,
-  text: TextEncoder,
-  guidance: Guidance,
-  params: Params,
-  batches: Sequence[Mapping[str, Array]],
-  carry: solvers.Carry,
-  table: Float[Array, "calls 8"],
-) -> solvers.Carry:
-  """Runs rows of the sampler's table on a packed batch and, under guidance, its unprompted twin."""
-  used = batches if guidance.active else batches[:1]
-  tokens = [read_prompts(text, params["text"], batch) for batch in used]
-  made = tokens[0].noise_level() > 0
-  both = jax.tree.map(lambda *x: jnp.concatenate(x), *tokens)
-
-  def velocity(values: Array, level: Array) -> Array:
-    cond = both.cond.at[..., 0].multiply(level)  # known rows have level 0 and keep it
-    inputs = dataclasses.replace(both, values=jnp.tile(values, (len(used), 1, 1)), cond=cond)
-    v = jnp.split(dit.apply({"params": params["dit"]}, inputs), len(used))
-    return guidance(v[0], v[1], level, made) if guidance.active else v[0]
-
-  return solvers.solve(velocity, carry, table, made)
 
 
 def enable_compilation_cache() -> None:

@@ -27,7 +27,8 @@ from sora_jax.diffusion import conditioning
 from sora_jax.diffusion.loss import flow_matching
 from sora_jax.diffusion.time import LevelSampler
 from sora_jax.errors import UserError
-from sora_jax.generate.model import SAMPLING, VideoModel, read_prompts
+from sora_jax.generate.denoise import SAMPLING, read_prompts
+from sora_jax.generate.model import VideoModel
 from sora_jax.interop import native, wordpieces
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import Prompts, TextEncoder

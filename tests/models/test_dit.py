@@ -10,7 +10,7 @@ import pytest
 
 from sora_jax.data.packing import Packer
 from sora_jax.diffusion.conditioning import Stretch, latent_times, layout
-from sora_jax.generate.model import read_prompts
+from sora_jax.generate.denoise import read_prompts
 from sora_jax.interop import wordpieces
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import Prompts, TextEncoder

@@ -1,0 +1,145 @@
+"""What a user has and what is to be made: a clip, and which of its pixels are known.
+
+Every task is a canvas (`generate.tasks`), and a canvas is completed in one way: window by window,
+each no longer than the model's clips, each seeing what the ones before it made. In a window
+
+  * frames from its first one on, as long as none is wholly unknown, sit in the target grid: their
+    unknown pixels are greyed, and a latent is known if all of its pixels are;
+  * wholly known frames after a gap are encoded alone and handed over as stretches;
+  * everything else is made.
+
+Nothing that is known has seen a pixel that is not (`diffusion.conditioning` says why).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from einops import reduce
+
+from sora_jax.errors import UserError
+from sora_jax.typing import Bool, UInt8
+
+
+@dataclass(frozen=True)
+class Canvas:
+  """Clips of one shape, known in the same places.
+
+  Attributes:
+    video: uint8; what unknown pixels hold counts only if `strength` is below 1.
+    known: t h w, the pixels that stay.
+    strength: the noise level that unknown pixels start from: at 1 nothing is left of them, at 0
+      nothing changes (SDEdit, Meng et al. 2021).
+  """
+
+  video: UInt8[np.ndarray, "b t h w 3"]
+  known: Bool[np.ndarray, "_ _ _"]
+  strength: float = 1.0
+
+  def __post_init__(self) -> None:
+    if self.known.shape != self.video.shape[1:4]:
+      mask, video = ("x".join(map(str, x)) for x in (self.known.shape, self.video.shape[1:4]))
+      raise UserError(f"The mask is {mask} but the video is {video} (frames, rows, columns).")
+    if not 0 < self.strength <= 1:
+      raise UserError(f"The strength is {self.strength:g} but must be above 0 and at most 1.")
+
+  def of(self, samples: Sequence[int] | np.ndarray) -> Canvas:
+    """The clips of these samples; a single clip is that of all of them."""
+    index = np.asarray(samples) if len(self.video) > 1 else np.zeros(len(samples), int)
+    return dataclasses.replace(self, video=self.video[index])
+
+  def part(self, start: int, stop: int) -> Canvas:
+    """Some frames of it; frames after the end are unknown and look like the last one."""
+    here = np.arange(start, stop)
+    video = self.video[:, np.minimum(here, len(self.known) - 1)]
+    known = (
+      self.known[np.minimum(here, len(self.known) - 1)] & (here < len(self.known))[:, None, None]
+    )
+    return dataclasses.replace(self, video=video, known=known)
+
+
+@dataclass(frozen=True)
+class Plan:
+  """The windows of a canvas: the first frame of each, in order, and how many frames they have."""
+
+  starts: Sequence[int]
+  length: int
+
+  @classmethod
+  def of(cls, canvas: Canvas, longest: int, stride: int) -> Plan:
+    """Windows of at most `longest` frames, half of them known where there are as many."""
+    known = np.asarray(canvas.known.all(axis=(1, 2)))
+    length = min(longest, len(known) + -(len(known) - 1) % stride)
+    context = legal(length // 2, stride)
+    known = np.pad(known, (0, max(0, length - len(known))), constant_values=True)
+    return cls(windows(known, length, context), length)
+
+
+def blank(count: int, frames: int, size: tuple[int, int]) -> Canvas:
+  """Nothing is known."""
+  return Canvas(np.zeros((count, frames, *size, 3), np.uint8), np.zeros((frames, *size), bool))
+
+
+def legal(frames: int, stride: int) -> int:
+  """The longest `stride` k + 1 that is at most `frames`; 0 for none."""
+  return (frames - 1) // stride * stride + 1 if frames > 0 else 0
+
+
+def windows(known: Bool[np.ndarray, " t"], length: int, context: int) -> list[int]:
+  """First frames of the windows that complete a clip, in order.
+
+  From each known frame forward, with `context` known frames in front if there are as many; what
+  lies before the first known frame is made backward from it.
+
+  Args:
+    known: frames of which nothing is to be made. length: frames of a window, at most all.
+    context: known frames a window takes along; less than `length`.
+  """
+  known, starts = known.copy(), []
+  while not known.all():
+    gap = int(np.argmin(known))
+    if gap:
+      start = max(0, gap - context)
+    else:  # backward, from the first frame that is known; if there is none, from the beginning
+      start = int(np.argmax(known)) + context - length if known.any() else 0
+    start = min(max(0, start), len(known) - length)
+    known[start : start + length] = True
+    starts.append(start)
+  return starts
+
+
+def in_grid(known: Bool[np.ndarray, "t h w"], stride: int) -> int:
+  """How many frames of a window sit in the target grid: none of them is wholly unknown."""
+  unknown = ~known.any(axis=(1, 2))
+  return legal(int(np.argmax(unknown)) if unknown.any() else len(known), stride)
+
+
+def stretches(known: Bool[np.ndarray, "t h w"], stride: int) -> list[slice]:
+  """The known frames after those in the grid, cut into lengths the autoencoder takes."""
+  whole = np.asarray(known.all(axis=(1, 2)))
+  frame, pieces = in_grid(known, stride), []
+  while frame < len(whole):
+    if not whole[frame]:
+      frame += 1
+      continue
+    rest = whole[frame:]
+    run = legal(len(rest) if rest.all() else int(np.argmin(rest)), stride)
+    pieces.append(slice(frame, frame + run))
+    frame += run
+  return pieces
+
+
+def known_latents(
+  known: Bool[np.ndarray, "t h w"], time_stride: int, space_stride: int
+) -> Bool[np.ndarray, "lt lh lw"]:
+  """Latents in the grid all of whose pixels are known."""
+  known = known.copy()
+  known[in_grid(known, time_stride) :] = False
+  first = np.repeat(known[:1], time_stride - 1, axis=0)  # the first latent is one frame
+  return reduce(
+    np.concatenate([first, known]), "(t p) (h q) (w r) -> t h w", "min",
+    p=time_stride, q=space_stride, r=space_stride,
+  )  # fmt: skip

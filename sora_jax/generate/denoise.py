@@ -1,0 +1,162 @@
+"""From noise to latents: one window of a canvas, all samples of a batch at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from sora_jax.data.packing import Packer
+from sora_jax.diffusion import conditioning
+from sora_jax.diffusion import sampler as solvers
+from sora_jax.diffusion.conditioning import Stretch
+from sora_jax.diffusion.guidance import Guidance
+from sora_jax.diffusion.process import corrupt
+from sora_jax.diffusion.time import LevelSampler, schedule
+from sora_jax.models.dit import DiT
+from sora_jax.models.patch import grid_shape, unpatchify
+from sora_jax.models.text import Prompts, TextEncoder
+from sora_jax.models.tokens import Tokens
+from sora_jax.typing import Array, Bool, Float, Params
+
+MAX_PARTS = 6  # pieces the sampler's loop is cut into, for the progress bar
+
+# What a request that says nothing gets; a checkpoint's config.json may say otherwise.
+SAMPLING: dict[str, Any] = dict(
+  sampler="dpm++", steps=30, guidance=3.0, guidance_rescale=0.0, guidance_interval=[0.0, 1.0],
+  shift=1.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Window:
+  """What is known of a batch of clips, in latents.
+
+  Attributes:
+    latents: contents of the target grid where they are known, and, if `strength` is below 1, where
+      they are to be changed.
+    known: the latents that stay.
+    stretches: per sample, what else is known, encoded alone.
+    strength: the noise level that unknown latents start from.
+  """
+
+  latents: Float[np.ndarray, "b lt lh lw z"]
+  known: Bool[np.ndarray, "lt lh lw"]
+  stretches: Sequence[Sequence[Stretch]]
+  strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Denoiser:
+  """Solves the flow ODE for windows, by a request's settings (a dict like `SAMPLING`, with fps)."""
+
+  dit: DiT
+  text: TextEncoder
+  prompts: Prompts
+  params: Params
+  request: Mapping[str, Any]
+
+  @property
+  def guidance(self) -> Guidance:
+    """Classifier-free guidance. Raises UserError: a scale or interval that makes no sense."""
+    return Guidance(
+      scale=self.request["guidance"],
+      rescale=self.request["guidance_rescale"],
+      interval=tuple(self.request["guidance_interval"]),
+    )
+
+  def table(self, latent: tuple[int, int, int], strength: float) -> Float[np.ndarray, "calls 8"]:
+    """The solver's coefficients for a target grid of latents. Raises UserError: no such solver."""
+    tokens = int(np.prod(grid_shape(latent, self.dit.patch)))
+    shift = LevelSampler(shift=self.request["shift"]).shift_for(tokens)
+    levels = schedule(self.request["steps"], shift, strength)
+    return solvers.table(self.request["sampler"], levels)
+
+  def __call__(
+    self,
+    window: Window,
+    first: int,
+    *,
+    texts: Sequence[str],
+    negative: str,
+    seed: int,
+    samples: np.ndarray,
+    bar: tqdm,
+  ) -> Float[Array, "b lt lh lw z"]:
+    """The latents of a window: known ones as they were, the others made.
+
+    Args:
+      window, first: what is known, and the first latent's place in the whole clip.
+      texts, negative: a prompt per sample ("": none), and the one that guidance leads away from.
+      seed, samples: noise depends on these and on a latent's place.
+      bar: is moved by one for each call of the model.
+    """
+    lt, lh, lw, z = window.latents.shape[1:]
+    noise = solvers.initial_noise(seed, samples, lt, lh, lw, z, first)
+    noisy = corrupt(jnp.asarray(window.latents), noise, jnp.asarray(window.strength))
+    start = np.where(window.known[..., None], window.latents, np.asarray(noisy))
+    lay = functools.partial(
+      conditioning.layout, patch=self.dit.patch, fps=self.request["fps"], known=window.known,
+      cond_features=self.dit.cond_features,
+    )  # fmt: skip
+    given, against = (
+      [
+        lay(x, stretches=s, prompt=p)
+        for x, s, p in zip(start, window.stretches, prompts, strict=True)
+      ]
+      for prompts in (texts, [negative] * len(texts))
+    )
+    packer = Packer(
+      rows=len(texts), length=len(given[0].values), cond_rows=len(given[0].cond),
+      text_length=self.prompts.length,
+    )  # fmt: skip
+    batches = [packer.fill([[s] for s in samples], self.prompts) for samples in (given, against)]
+    latent = window.known.shape
+    table = self.table(latent, window.strength)
+    carry = solvers.start(jnp.asarray(batches[0]["values"]))
+    parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
+    for piece in np.split(table, parts):  # equal parts are one program; the bar moves in between
+      carry = _solve(self.dit, self.text, self.guidance, self.params, batches, carry, piece)
+      jax.block_until_ready(carry)
+      bar.update(len(piece))
+    grid = int(np.prod(grid_shape(latent, self.dit.patch)))
+    return unpatchify(carry[1][:, :grid], latent, self.dit.patch)
+
+
+def read_prompts(encoder: TextEncoder, params: Params, batch: Mapping[str, Array]) -> Tokens:
+  """A packed batch (`data.packing`) as `Tokens`: word pieces become encoder states."""
+  fields = dict(batch)
+  states = encoder.apply({"params": params}, fields.pop("pieces"), batch["text_ids"])
+  return Tokens(**fields, text=states)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _solve(
+  dit: DiT,
+  text: TextEncoder,
+  guidance: Guidance,
+  params: Params,
+  batches: Sequence[Mapping[str, Array]],
+  carry: solvers.Carry,
+  table: Float[Array, "calls 8"],
+) -> solvers.Carry:
+  """Runs rows of the sampler's table on a packed batch and, under guidance, its unprompted twin."""
+  used = batches if guidance.active else batches[:1]
+  tokens = [read_prompts(text, params["text"], batch) for batch in used]
+  made = tokens[0].noise_level() > 0
+  both = jax.tree.map(lambda *x: jnp.concatenate(x), *tokens)
+
+  def velocity(values: Array, level: Array) -> Array:
+    cond = both.cond.at[..., 0].multiply(level)  # known rows have level 0 and keep it
+    inputs = dataclasses.replace(both, values=jnp.tile(values, (len(used), 1, 1)), cond=cond)
+    v = jnp.split(dit.apply({"params": params["dit"]}, inputs), len(used))
+    return guidance(v[0], v[1], level, made) if guidance.active else v[0]
+
+  return solvers.solve(velocity, carry, table, made)

@@ -1,0 +1,103 @@
+"""The tasks: each says what is known, and that is all there is to a task.
+
+video = model.sample("a red ball rolls to the left", canvas=tasks.animate(image, frames=17))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sora_jax.errors import UserError
+from sora_jax.generate.canvas import Canvas
+from sora_jax.typing import Bool, Clip, Frame, UInt8
+
+DIRECTIONS = ("forward", "backward", "both")
+GREY = 128
+
+
+def animate(image: Frame, frames: int) -> Canvas:
+  """The video that starts with an image."""
+  return extend(image[None], frames - 1)
+
+
+def extend(video: Clip, frames: int, direction: str = "forward") -> Canvas:
+  """What comes after a video, came before it, or `frames` of both."""
+  if direction not in DIRECTIONS:
+    raise UserError(f"Unknown direction {direction!r}: choose one of {', '.join(DIRECTIONS)}.")
+  if frames < 1:
+    raise UserError(f"Nothing is to be made: ask for more frames than {frames}.")
+  before = frames if direction != "forward" else 0
+  after = frames if direction != "backward" else 0
+  return _placed([(before, video)], before + len(video) + after)
+
+
+def connect(first: Clip, second: UInt8[np.ndarray, "_ _ _ 3"], frames: int) -> Canvas:
+  """A passage of `frames` from the end of one video to the beginning of another."""
+  if first.shape[1:] != second.shape[1:]:
+    sizes = ("{}x{}".format(*video.shape[1:3]) for video in (first, second))
+    raise UserError("The videos are {} and {}: bring them to one size.".format(*sizes))
+  if frames < 1:
+    raise UserError(f"A passage has at least one frame, not {frames}.")
+  start = len(first) + frames
+  return _placed([(0, first), (start, second)], start + len(second))
+
+
+def fill(video: Clip, missing: Sequence[tuple[int, int]]) -> Canvas:
+  """The frames first to last (from 0, both included) of each pair in `missing`."""
+  known = np.ones(video.shape[:3], bool)
+  for first, last in missing:
+    if not 0 <= first <= last < len(video):
+      raise UserError(f"Frames {first}-{last} are not in 0-{len(video) - 1}, the video's.")
+    if not known[first : last + 1].all():
+      raise UserError(f"Frames {first}-{last} overlap others that are missing.")
+    known[first : last + 1] = False
+  return _some(Canvas(video[None], known))
+
+
+def inpaint(video: Clip, mask: Bool[np.ndarray, "..."]) -> Canvas:
+  """What is under a mask (True: to be made): h w, or t h w."""
+  return _some(Canvas(video[None], _mask(video, ~mask)))
+
+
+def outpaint(video: Clip, size: tuple[int, int]) -> Canvas:
+  """What lies around a video, which stands in the middle."""
+  frames, h, w = video.shape[:3]
+  if size[0] < h or size[1] < w:
+    raise UserError(f"The size {size[0]}x{size[1]} must hold the video's {h}x{w}.")
+  top, left = ((outer - inner) // 2 for outer, inner in zip(size, (h, w), strict=True))
+  canvas, known = np.full((frames, *size, 3), GREY, np.uint8), np.zeros((frames, *size), bool)
+  canvas[:, top : top + h, left : left + w] = video
+  known[:, top : top + h, left : left + w] = True
+  return _some(Canvas(canvas[None], known))
+
+
+def edit(video: Clip, strength: float, mask: Bool[np.ndarray, "..."] | None = None) -> Canvas:
+  """The same motion in another look; under a mask (True: to be changed), or everywhere.
+
+  Without a prompt, and at other seeds, these are a video's near relatives.
+  """
+  known = np.zeros(video.shape[:3], bool) if mask is None else _mask(video, ~mask)
+  return _some(Canvas(video[None], known, strength))
+
+
+def _placed(videos: Sequence[tuple[int, UInt8[np.ndarray, "_ _ _ 3"]]], frames: int) -> Canvas:
+  shape = videos[0][1].shape[1:]
+  canvas, known = np.full((frames, *shape), GREY, np.uint8), np.zeros((frames, *shape[:2]), bool)
+  for start, video in videos:
+    canvas[start : start + len(video)] = video
+    known[start : start + len(video)] = True
+  return Canvas(canvas[None], known)
+
+
+def _mask(video: Clip, known: Bool[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+  return np.broadcast_to(known, video.shape[:3]) if known.shape == video.shape[1:3] else known
+
+
+def _some(canvas: Canvas) -> Canvas:
+  if canvas.known.all():
+    raise UserError("Nothing is to be made: all of the video is known.")
+  if not canvas.known.any() and canvas.strength == 1:
+    raise UserError("Nothing is known: ask for a video from a prompt alone.")
+  return canvas

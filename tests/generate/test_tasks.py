@@ -1,0 +1,146 @@
+"""What is known stays and has seen nothing unknown; the command line does what the API does."""
+
+import numpy as np
+import pytest
+
+from sora_jax.cli import main
+from sora_jax.data import video as files
+from sora_jax.diffusion.conditioning import latent_times
+from sora_jax.generate import tasks
+from sora_jax.generate.canvas import Canvas
+from sora_jax.generate.complete import give
+
+
+@pytest.fixture
+def clip(rng):
+  return rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+
+
+def test_a_known_prefix_is_shown_exactly_as_decoded_whatever_the_solver(model, clip):
+  canvas = tasks.extend(clip[:5], 4)
+  plain = model.reconstruct(clip[None, :5])[0]
+  made = []
+  for sampler in ("euler", "heun", "dpm++", "unipc"):
+    video = model.sample("a red ball", canvas=canvas, frames=9, sampler=sampler, steps=3)
+    assert video.shape == (9, 32, 32, 3)
+    np.testing.assert_array_equal(video[:5], plain)
+    made.append(video[5:])
+  assert all((made[0] != other).any() for other in made[1:])
+
+
+def test_a_canvas_that_knows_everything_returns_the_reconstruction(model, clip):
+  canvas = Canvas(clip[None, :6], np.ones((6, 32, 32), bool))
+  np.testing.assert_array_equal(model.sample(canvas=canvas), model.reconstruct(clip[None, :6])[0])
+
+
+@pytest.mark.parametrize("hidden", ["frames", "region"])
+def test_nothing_known_has_seen_an_unknown_pixel(model, clip, rng, hidden):
+  known = np.ones((9, 32, 32), bool)
+  known[(slice(3, 6),) if hidden == "frames" else (slice(None), slice(8, 24), slice(5, 9))] = False
+  other = np.where(known[..., None], clip, rng.integers(0, 256, clip.shape, dtype=np.uint8))
+  one, two = (give(Canvas(x[None], known), 8.0, model.codec) for x in (clip, other))
+  np.testing.assert_array_equal(one.known, two.known)
+  assert one.known.any()
+  np.testing.assert_array_equal(one.latents[:, one.known], two.latents[:, two.known])
+  assert len(one.stretches[0]) == (5 if hidden == "frames" else 0)
+  for a, b in zip(one.stretches[0], two.stretches[0], strict=True):
+    np.testing.assert_array_equal(a.latents, b.latents)
+
+
+def test_stretches_are_the_frames_encoded_alone_at_their_times(model, clip):
+  window = give(tasks.fill(clip, [(1, 3)]), 4.0, model.codec)
+  (stretch,) = window.stretches[0]
+  np.testing.assert_array_equal(stretch.latents, model.encode(clip[None, 4:])[0])
+  np.testing.assert_array_equal(stretch.times, latent_times(2, 4.0, 4))
+
+
+def test_a_stretch_changes_what_is_made(model, clip):
+  videos = [
+    model.sample(canvas=tasks.extend(x, 4, "backward"), frames=9, steps=2)[:4]
+    for x in (clip[:5], clip[4:])
+  ]
+  assert (videos[0] != videos[1]).any()
+
+
+def test_long_canvases_are_made_window_by_window(model, clip):
+  made = model.sample("a ball", canvas=tasks.extend(clip, 9), frames=9, steps=2)
+  assert made.shape == (18, 32, 32, 3)
+  np.testing.assert_array_equal(made[:8], model.reconstruct(clip[None, :8])[0])
+  np.testing.assert_array_equal(made[8], model.reconstruct(clip[None, 8:])[0, 0])
+  first = model.sample("a ball", canvas=tasks.extend(clip, 8), frames=9, steps=2)
+  np.testing.assert_array_equal(made[:17], first)  # the last window adds and changes nothing
+  assert made[9:].std(axis=0).mean() > 1
+
+
+def test_at_little_strength_a_video_stays_nearly_as_it_was(model, clip):
+  plain = model.reconstruct(clip[None])[0].astype(int)
+  far, near = (
+    np.abs(model.sample(canvas=tasks.edit(clip, x), frames=9, steps=4).astype(int) - plain).mean()
+    for x in (1 - 1e-6, 1e-3)
+  )
+  assert near < 0.1 * far
+
+
+def test_each_prompt_of_a_batch_has_its_own_clip_or_all_the_same(model, clip):
+  first, second = tasks.extend(clip[:5], 4), tasks.extend(clip[4:], 4)
+  both = Canvas(np.concatenate([first.video, second.video]), first.known)
+  made = model.sample(["a ball", "red"], canvas=both, frames=9, steps=2)
+  alone = model.sample(["a ball"], canvas=first, frames=9, steps=2)
+  apart = lambda a, b: np.abs(a.astype(int) - b).max()  # noqa: E731
+  assert apart(made[0], alone[0]) <= 1  # the float error of another matrix shape
+  assert apart(made[1, :5], model.reconstruct(clip[None, 4:])[0]) <= 1
+
+
+@pytest.fixture
+def call(folder, tmp_path):
+  def call(*args):
+    flags = f"--checkpoint {folder} --steps 2 --out {tmp_path / 'out.png'}".split()
+    return main.main(["sample", *map(str, args), *flags])
+
+  return call
+
+
+def test_every_task_runs_from_files(call, clip, tmp_path, capsys):
+  a, b, mask = (tmp_path / name for name in ("a.gif", "b.gif", "mask.png"))
+  files.write(a, clip)
+  files.write(b, clip[::-1])
+  files.write(mask, np.where(np.arange(32)[:, None, None] < 16, 255, 0).astype(np.uint8)
+              * np.ones((1, 32, 32, 3), np.uint8))  # fmt: skip
+  for line, frames, size in (
+    (f"--task animate --image {a} --frames 9", 9, 32),
+    (f"--task extend --video {a} --frames 3 --direction both --paste", 15, 32),
+    (f"--task connect --video {a} --video {b} --frames 2", 20, 32),
+    (f"--task fill --video {a} --missing 2-3,7", 9, 32),
+    (f"--task inpaint --video {a} --mask {mask}", 9, 32),
+    (f"--task outpaint --video {a} --size 48x48", 9, 48),
+    (f"red --task edit --video {a} --strength 0.5 --mask {mask}", 9, 32),
+    (f"--task variations --video {a} --size 16x16", 9, 16),
+  ):
+    assert call(*line.split(), "--json") == 0
+    said = capsys.readouterr()
+    assert f'"frames": {frames}, "size": [{size}, {size}]' in said.out
+  assert "resized 32x32 to 16x16" in said.err
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ("--task fly", "choose one of generate, animate"),
+    ("--task animate", "needs --image"),
+    ("--task fill --video a.gif", "needs --missing"),
+    ("--task connect --video a.gif", "needs two --video"),
+    ("--task extend --video a.gif --image b.png", "cannot use --image"),
+    ("--task fill --video {a} --missing 3-x", "'3-x' in --missing is no frame"),
+    ("--task fill --video {a} --missing 7-12", "7-12 are not in 0-8"),
+    ("--task inpaint --video {a} --mask {small}", "mask is 16x16 but the video is 32x32"),
+    ("--task edit --video {a}", "prompt is empty"),
+    ("--task extend --video nowhere.mp4", "nowhere.mp4"),
+  ],
+)
+def test_what_cannot_be_done_is_one_sentence(call, clip, tmp_path, capsys, line, message):
+  a, small = tmp_path / "a.gif", tmp_path / "small.png"
+  files.write(a, clip)
+  files.write(small, clip[:1, :16, :16])
+  assert call(*line.format(a=a, small=small).split()) == 2
+  said = capsys.readouterr().err
+  assert message in said and said.count("\n") <= 2
