@@ -51,13 +51,12 @@ def add_parser(verbs: Any) -> None:
   given.add_argument("--video", metavar="FILE", action="append", default=[], help="connect: twice")
   given.add_argument("--mask", metavar="FILE", help="an image, white where something is made")
   given.add_argument("--missing", metavar="A-B,C", help="frames to make, counted from 0")
-  given.add_argument("--direction", default="forward", metavar="forward|backward|both")
+  given.add_argument("--direction", metavar="forward|backward|both")
   given.add_argument(
     "--strength",
     type=float,
-    default=0.6,
     metavar="X",
-    help="edit, variations: how much may change, up to 1 [0.6]",
+    help="edit, variations: how much may change, between 0 and 1 [0.6]",
   )
   given.add_argument("--fit", default="crop", metavar="crop|pad|stretch")
   given.add_argument("--paste", action="store_true", help="put the given pixels back at the end")
@@ -93,6 +92,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     fps=args.fps, fit=args.fit,
   )  # fmt: skip
   inputs.check(args.task)
+  if args.paste and args.task == "generate":
+    raise UserError("The task generate cannot use --paste: nothing is given.")
   if not args.prompt.strip() and args.task in ("generate", "edit"):
     raise UserError("The prompt is empty: describe the video in a few words.")
   if args.seed < 0:
@@ -103,7 +104,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   generate.enable_compilation_cache()
   model = generate.load(args.checkpoint)
   defaults = model.request(fps=args.fps)
-  canvas, fps = inputs.canvas(args.task, model.step, defaults["frames"], defaults["fps"])
+  canvas, fps = inputs.canvas(
+    args.task, step=model.step, frames=defaults["frames"], size=tuple(defaults["size"]),
+    fps=defaults["fps"],
+  )  # fmt: skip
   alone = canvas is None
   frames = model.sample(
     args.prompt, canvas=canvas, negative=args.negative, seed=args.seed, progress=True, fps=fps,

@@ -52,13 +52,9 @@ class Canvas:
     return dataclasses.replace(self, video=self.video[index])
 
   def part(self, start: int, stop: int) -> Canvas:
-    """Some frames of it; frames after the end are unknown and look like the last one."""
-    here = np.arange(start, stop)
-    video = self.video[:, np.minimum(here, len(self.known) - 1)]
-    known = (
-      self.known[np.minimum(here, len(self.known) - 1)] & (here < len(self.known))[:, None, None]
-    )
-    return dataclasses.replace(self, video=video, known=known)
+    """Some frames of it; after the end the last one repeats."""
+    here = np.minimum(np.arange(start, stop), len(self.known) - 1)
+    return dataclasses.replace(self, video=self.video[:, here], known=self.known[here])
 
 
 @dataclass(frozen=True)
@@ -70,11 +66,16 @@ class Plan:
 
   @classmethod
   def of(cls, canvas: Canvas, longest: int, stride: int) -> Plan:
-    """Windows of at most `longest` frames, half of them known where there are as many."""
+    """Windows of at most `longest` frames, about half of them known where there are as many.
+
+    Raises:
+      UserError: the windows are too short to take anything along.
+    """
     known = np.asarray(canvas.known.all(axis=(1, 2)))
     length = min(longest, len(known) + -(len(known) - 1) % stride)
-    context = legal(length // 2, stride)
-    known = np.pad(known, (0, max(0, length - len(known))), constant_values=True)
+    context = legal(min((length + 1) // 2, length - 1), stride)
+    if length < len(known) and not context:
+      raise UserError(f"To make {len(known)} frames piece by piece, ask for {stride + 1} or more.")
     return cls(windows(known, length, context), length)
 
 
@@ -92,20 +93,22 @@ def windows(known: Bool[np.ndarray, " t"], length: int, context: int) -> list[in
   """First frames of the windows that complete a clip, in order.
 
   From each known frame forward, with `context` known frames in front if there are as many; what
-  lies before the first known frame is made backward from it.
+  lies before the first known frame is made backward from it. The last window may end after the
+  clip.
 
   Args:
-    known: frames of which nothing is to be made. length: frames of a window, at most all.
+    known: frames of which nothing is to be made. length: frames of a window.
     context: known frames a window takes along; less than `length`.
   """
   known, starts = known.copy(), []
   while not known.all():
     gap = int(np.argmin(known))
-    if gap:
+    if len(known) <= length:
+      start = 0
+    elif gap:
       start = max(0, gap - context)
     else:  # backward, from the first frame that is known; if there is none, from the beginning
-      start = int(np.argmax(known)) + context - length if known.any() else 0
-    start = min(max(0, start), len(known) - length)
+      start = max(0, int(np.argmax(known)) + context - length) if known.any() else 0
     known[start : start + length] = True
     starts.append(start)
   return starts
@@ -117,18 +120,23 @@ def in_grid(known: Bool[np.ndarray, "t h w"], stride: int) -> int:
   return legal(int(np.argmax(unknown)) if unknown.any() else len(known), stride)
 
 
+def runs(flags: Bool[np.ndarray, " t"]) -> list[slice]:
+  """Where flags are true without a break."""
+  edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]])))
+  return [slice(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
 def stretches(known: Bool[np.ndarray, "t h w"], stride: int) -> list[slice]:
   """The known frames after those in the grid, cut into lengths the autoencoder takes."""
   whole = np.asarray(known.all(axis=(1, 2)))
-  frame, pieces = in_grid(known, stride), []
-  while frame < len(whole):
-    if not whole[frame]:
-      frame += 1
-      continue
-    rest = whole[frame:]
-    run = legal(len(rest) if rest.all() else int(np.argmin(rest)), stride)
-    pieces.append(slice(frame, frame + run))
-    frame += run
+  whole[: in_grid(known, stride)] = False
+  pieces = []
+  for run in runs(whole):
+    frame = run.start
+    while frame < run.stop:
+      length = legal(run.stop - frame, stride)
+      pieces.append(slice(frame, frame + length))
+      frame += length
   return pieces
 
 

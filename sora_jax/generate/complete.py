@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sora_jax.diffusion.conditioning import Stretch, latent_times
-from sora_jax.generate.canvas import Canvas, Plan, in_grid, known_latents, stretches
+from sora_jax.generate.canvas import Canvas, Plan, in_grid, known_latents, runs, stretches
 from sora_jax.generate.codec import Codec, Grid
 from sora_jax.generate.denoise import Window
 from sora_jax.typing import UInt8
@@ -24,20 +24,18 @@ def complete(
     denoise: a window, and the place of its first latent in the clip -> latents.
   """
   video, known = canvas.video.copy(), canvas.known.copy()
-  shown, seen = np.zeros_like(video), np.zeros(len(known), bool)
+  shown = np.zeros_like(video)
   for start in plan.starts:
     part = slice(start, min(start + plan.length, len(known)))
     window = dataclasses.replace(canvas, video=video, known=known).part(start, start + plan.length)
     latents = denoise(give(window, fps, codec), start // codec.vae.time_stride)
     made = codec.decode(latents)[:, : part.stop - start]
+    new = ~known[part].all(axis=(1, 2))
+    shown[:, part][:, new] = made[:, new]
     video[:, part] = np.where(known[part][..., None], video[:, part], made)
-    shown[:, part] = np.where(seen[part][:, None, None, None], shown[:, part], made)
-    known[part] = seen[part] = True
-  while not seen.all():  # known frames that no window had to look at
-    first = int(np.argmin(seen))
-    last = first + int(np.argmax(seen[first:])) if seen[first:].any() else len(seen)
-    shown[:, first:last] = codec.reconstruct(video[:, first:last])
-    seen[first:last] = True
+    known[part] = True
+  for run in runs(np.asarray(canvas.known.all(axis=(1, 2)))):
+    shown[:, run] = codec.reconstruct(video[:, run])
   return shown
 
 

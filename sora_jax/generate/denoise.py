@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce, repeat
 from tqdm import tqdm
 
 from sora_jax.data.packing import Packer
@@ -21,7 +22,7 @@ from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.process import corrupt
 from sora_jax.diffusion.time import LevelSampler, schedule
 from sora_jax.models.dit import DiT
-from sora_jax.models.patch import grid_shape, unpatchify
+from sora_jax.models.patch import Patch, grid_shape, unpatchify
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.tokens import Tokens
 from sora_jax.typing import Array, Bool, Float, Params
@@ -65,7 +66,7 @@ class Denoiser:
 
   @property
   def guidance(self) -> Guidance:
-    """Classifier-free guidance. Raises UserError: a scale or interval that makes no sense."""
+    """As requested. Raises UserError: a scale or interval that makes no sense."""
     return Guidance(
       scale=self.request["guidance"],
       rescale=self.request["guidance_rescale"],
@@ -100,10 +101,11 @@ class Denoiser:
     """
     lt, lh, lw, z = window.latents.shape[1:]
     noise = solvers.initial_noise(seed, samples, lt, lh, lw, z, first)
+    known = whole_patches(window.known, self.dit.patch)
     noisy = corrupt(jnp.asarray(window.latents), noise, jnp.asarray(window.strength))
-    start = np.where(window.known[..., None], window.latents, np.asarray(noisy))
+    start = np.where(known[..., None], window.latents, np.asarray(noisy))
     lay = functools.partial(
-      conditioning.layout, patch=self.dit.patch, fps=self.request["fps"], known=window.known,
+      conditioning.layout, patch=self.dit.patch, fps=self.request["fps"], known=known,
       cond_features=self.dit.cond_features,
     )  # fmt: skip
     given, against = (
@@ -118,16 +120,31 @@ class Denoiser:
       text_length=self.prompts.length,
     )  # fmt: skip
     batches = [packer.fill([[s] for s in samples], self.prompts) for samples in (given, against)]
-    latent = window.known.shape
+    guidance = self.guidance
+    if all(text == negative for text in texts):
+      guidance = dataclasses.replace(guidance, scale=1.0)  # nothing to lead away from
+    latent = known.shape
     table = self.table(latent, window.strength)
     carry = solvers.start(jnp.asarray(batches[0]["values"]))
     parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
     for piece in np.split(table, parts):  # equal parts are one program; the bar moves in between
-      carry = _solve(self.dit, self.text, self.guidance, self.params, batches, carry, piece)
+      carry = _solve(self.dit, self.text, guidance, self.params, batches, carry, piece)
       jax.block_until_ready(carry)
       bar.update(len(piece))
     grid = int(np.prod(grid_shape(latent, self.dit.patch)))
     return unpatchify(carry[1][:, :grid], latent, self.dit.patch)
+
+
+def whole_patches(
+  known: Bool[np.ndarray, "lt lh lw"], patch: Patch
+) -> Bool[np.ndarray, "lt lh lw"]:
+  """The latents of patches that are known as a whole: a token is known or it is not."""
+  pads = [(0, -size % step) for size, step in zip(known.shape, patch, strict=True)]
+  cells = np.pad(known, pads, mode="edge")
+  sizes = dict(zip("pqr", patch, strict=True))
+  tokens = reduce(cells, "(t p) (h q) (w r) -> t h w", "min", **sizes)
+  cells = repeat(tokens, "t h w -> (t p) (h q) (w r)", **sizes)
+  return cells[tuple(slice(size) for size in known.shape)]
 
 
 def read_prompts(encoder: TextEncoder, params: Params, batch: Mapping[str, Array]) -> Tokens:

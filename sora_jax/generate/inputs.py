@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,21 @@ from sora_jax.typing import Bool, Clip, UInt8
 
 Fitted = UInt8[np.ndarray, "t _ _ 3"]
 
+# task -> what it needs, and what it can use besides --size and --fit
+TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+  "generate": ((), ("--frames",)),
+  "animate": (("--image",), ("--frames",)),
+  "extend": (("one --video",), ("--frames", "--direction")),
+  "connect": (("two --video",), ("--frames",)),
+  "fill": (("one --video", "--missing"), ()),
+  "inpaint": (("one --video", "--mask"), ()),
+  "outpaint": (("one --video", "--size"), ()),
+  "edit": (("one --video",), ("--mask", "--strength")),
+  "variations": (("one --video",), ("--strength",)),
+}
+STRENGTH = 0.6  # where the user says none
+LARGEST = 4  # times the area of the model's clips: an input that is larger is made smaller
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -26,7 +42,7 @@ class Inputs:
     image, videos, mask: files; the mask is an image, white where something is to be made.
     missing: frames such as "3-7,12", counted from 0.
     direction, strength: of `tasks.extend` and `tasks.edit`.
-    frames: how many to make. size: (height, width) of the result; None keeps that of the input.
+    frames: how many to make. size: (height, width) of the result.
     fps: rate of the result; None keeps that of the input.
     fit: how an input of another shape is brought to a size; a key of `images.FITS`.
   """
@@ -35,19 +51,48 @@ class Inputs:
   videos: Sequence[str] = ()
   mask: str | None = None
   missing: str | None = None
-  direction: str = "forward"
-  strength: float = 0.6
+  direction: str | None = None
+  strength: float | None = None
   frames: int | None = None
   size: tuple[int, int] | None = None
   fps: float | None = None
   fit: str = "crop"
 
-  def canvas(self, task: str, step: int, frames: int, fps: float) -> tuple[Canvas | None, float]:
+  def check(self, task: str) -> None:
+    """Raises UserError if a task lacks an input or cannot use one, before anything is read."""
+    if task not in TASKS:
+      raise UserError(f"Unknown task {task!r}: choose one of {', '.join(TASKS)}.")
+    given = {
+      "--image": self.image is not None, "one --video": len(self.videos) == 1,
+      "two --video": len(self.videos) == 2, "--mask": self.mask is not None,
+      "--missing": self.missing is not None, "--size": self.size is not None,
+      "--frames": self.frames is not None, "--direction": self.direction is not None,
+      "--strength": self.strength is not None,
+      "more than two --video": len(self.videos) > 2,
+    }  # fmt: skip
+    needs, may = TASKS[task]
+    for name in needs:
+      if not given[name]:
+        raise UserError(f"The task {task} needs {name}.")
+    for name, there in given.items():
+      if there and name not in (*needs, *may, "--size"):
+        raise UserError(f"The task {task} cannot use {name}.")
+    if self.fit not in images.FITS:
+      raise UserError(f"Unknown fit {self.fit!r}: choose one of {', '.join(images.FITS)}.")
+    tasks.check(self.direction or "forward", STRENGTH if self.strength is None else self.strength)
+    self._pairs()
+    for path in (self.image, *self.videos, self.mask):
+      if path is not None and not Path(path).exists():
+        raise UserError(f"{path} does not exist.")
+
+  def canvas(
+    self, task: str, *, step: int, frames: int, size: tuple[int, int], fps: float
+  ) -> tuple[Canvas | None, float]:
     """The canvas of a task (None: nothing is given) and its frame rate.
 
     Args:
       task: a key of `TASKS`. step: what height and width must be multiples of.
-      frames, fps: of a clip of the model, where neither the user nor the input says.
+      frames, size, fps: of a clip of the model, where neither the user nor the input says.
 
     Raises:
       UserError: an input is missing, superfluous, unreadable or does not fit the others.
@@ -55,100 +100,62 @@ class Inputs:
     self.check(task)
     if task == "generate":
       return None, self.fps or fps
+    fit = lambda clip: self._fit(clip, step, size)  # noqa: E731
     if task == "animate":
-      clip, _ = video.read(str(self.image), frames=1)
-      return tasks.animate(self._fit(clip, step)[0], self.frames or frames), self.fps or fps
+      image, _ = video.read(str(self.image), frames=1)
+      count = frames if self.frames is None else self.frames
+      return tasks.animate(fit(image)[0], count), self.fps or fps
     clip, rate = video.read(self.videos[0], fps=self.fps)
-    return TASKS[task](self, clip, rate, step, self.frames or frames // 2), rate
+    count = frames // 2 if self.frames is None else self.frames
+    if task == "outpaint":
+      assert self.size is not None
+      if any(side % step for side in self.size):
+        larger = "x".join(str(-(-side // step) * step) for side in self.size)
+        raise UserError(f"Height and width must be multiples of {step}: use {larger}.")
+      return tasks.outpaint(clip, self.size), rate
+    fitted = fit(clip)
+    mask = self._mask(clip, fitted) if self.mask else None
+    if task == "extend":
+      return tasks.extend(fitted, count, self.direction or "forward"), rate
+    if task == "connect":
+      second, _ = video.read(self.videos[1], fps=rate)
+      second = images.resize(second, fitted.shape[1], fitted.shape[2], self.fit)
+      return tasks.connect(fitted, second, count), rate
+    if task == "fill":
+      return tasks.fill(fitted, self._pairs()), rate
+    if task == "inpaint":
+      assert mask is not None
+      return tasks.inpaint(fitted, mask), rate
+    return tasks.edit(fitted, self.strength or STRENGTH, mask), rate
 
-  def check(self, task: str) -> None:
-    """Raises UserError if a task lacks an input or cannot use one, before anything is read."""
-    if task not in NEEDS:
-      raise UserError(f"Unknown task {task!r}: choose one of {', '.join(NEEDS)}.")
-    given = {
-      "--image": self.image is not None, "--video": len(self.videos) == 1,
-      "two --video": len(self.videos) == 2, "--mask": self.mask is not None,
-      "--missing": self.missing is not None, "--size": self.size is not None,
-    }  # fmt: skip
-    needs = NEEDS[task]
-    for name in needs:
-      if not given[name]:
-        raise UserError(f"The task {task} needs {name}.")
-    may = {*needs, "--size", *(["--mask"] if task == "edit" else [])}
-    for name, there in given.items():
-      if there and name not in may:
-        raise UserError(f"The task {task} cannot use {name}.")
-    if len(self.videos) > 2:
-      raise UserError("At most two videos can be given.")
+  def _pairs(self) -> list[tuple[int, int]]:
+    """The first and last frame of each range in `missing`."""
+    pairs = []
+    for word in self.missing.split(",") if self.missing is not None else ():
+      match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
+      if not match:
+        raise UserError(f"{word.strip()!r} in --missing is no frame or range such as 3 or 3-7.")
+      pairs.append((int(match[1]), int(match[2] or match[1])))
+    return pairs
 
-  def _fit(self, clip: Clip, step: int, size: tuple[int, int] | None = None) -> Fitted:
-    """A clip at the wanted size, by default the nearest to its own that the model can do."""
+  def _fit(self, clip: Clip, step: int, size: tuple[int, int]) -> Fitted:
+    """A clip at the wanted size, by default one near its own that the model can do."""
     own = clip.shape[1:3]
-    wanted = size or self.size or tuple(max(1, round(side / step)) * step for side in own)
-    if wanted != own:
-      print("resized {}x{} to {}x{} ({})".format(*own, *wanted, self.fit), file=sys.stderr)
-    return images.resize(clip, wanted[0], wanted[1], self.fit)
+    area, usual = own[0] * own[1], size[0] * size[1]
+    scale = (usual / area) ** 0.5 if area > LARGEST * usual else 1.0
+    near = (max(1, round(own[0] * scale / step)), max(1, round(own[1] * scale / step)))
+    height, width = self.size or (near[0] * step, near[1] * step)
+    if (height, width) != own:
+      print(f"resized {own[0]}x{own[1]} to {height}x{width} ({self.fit})", file=sys.stderr)
+    return images.resize(clip, height, width, self.fit)
 
   def _mask(self, clip: Clip, fitted: Fitted) -> Bool[np.ndarray, "_ _"]:
     """The mask of a clip, brought to the size that the clip was brought to."""
-    mask, _ = video.read(str(self.mask), frames=1)
+    mask, _ = video.read(str(self.mask), frames=2)
+    if len(mask) > 1:
+      raise UserError(f"The mask {self.mask} moves: give a still image.")
     if mask.shape[1:3] != clip.shape[1:3]:
-      sizes = ("{}x{}".format(*x.shape[1:3]) for x in (mask, clip))
-      raise UserError("The mask is {} but the video is {}: give one of its size.".format(*sizes))
+      sizes = [f"{x.shape[1]}x{x.shape[2]}" for x in (mask, clip)]
+      raise UserError(f"The mask is {sizes[0]} but the video is {sizes[1]}: give one of its size.")
     height, width = fitted.shape[1:3]
     return images.resize(mask, height, width, self.fit)[0].mean(-1) > 127
-
-
-def _extend(inputs: Inputs, clip: Clip, rate: float, step: int, frames: int) -> Canvas:
-  return tasks.extend(inputs._fit(clip, step), frames, inputs.direction)
-
-
-def _connect(inputs: Inputs, clip: Clip, rate: float, step: int, frames: int) -> Canvas:
-  first = inputs._fit(clip, step)
-  second, other = video.read(inputs.videos[1], fps=rate)
-  if other != rate:
-    raise UserError(f"The videos have {rate:g} and {other:g} frames per second: give --fps.")
-  return tasks.connect(first, inputs._fit(second, step, first.shape[1:3]), frames)
-
-
-def _fill(inputs: Inputs, clip: Clip, rate: float, step: int, frames: int) -> Canvas:
-  pairs = []
-  for word in str(inputs.missing).split(","):
-    match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
-    if not match:
-      raise UserError(f"{word.strip()!r} in --missing is no frame or range such as 3 or 3-7.")
-    pairs.append((int(match[1]), int(match[2] or match[1])))
-  return tasks.fill(inputs._fit(clip, step), pairs)
-
-
-def _inpaint(inputs: Inputs, clip: Clip, rate: float, step: int, frames: int) -> Canvas:
-  fitted = inputs._fit(clip, step)
-  return tasks.inpaint(fitted, inputs._mask(clip, fitted))
-
-
-def _outpaint(inputs: Inputs, clip: Clip, rate: float, step: int, frames: int) -> Canvas:
-  assert inputs.size is not None
-  return tasks.outpaint(clip, inputs.size)
-
-
-def _edit(inputs: Inputs, clip: Clip, rate: float, step: int, frames: int) -> Canvas:
-  fitted = inputs._fit(clip, step)
-  mask = inputs._mask(clip, fitted) if inputs.mask else None
-  return tasks.edit(fitted, inputs.strength, mask)
-
-
-TASKS: dict[str, Callable[[Inputs, Clip, float, int, int], Canvas]] = {
-  "extend": _extend, "connect": _connect, "fill": _fill, "inpaint": _inpaint,
-  "outpaint": _outpaint, "edit": _edit, "variations": _edit,
-}  # fmt: skip
-NEEDS: dict[str, tuple[str, ...]] = {
-  "generate": (),
-  "animate": ("--image",),
-  "extend": ("--video",),
-  "connect": ("two --video",),
-  "fill": ("--video", "--missing"),
-  "inpaint": ("--video", "--mask"),
-  "outpaint": ("--video", "--size"),
-  "edit": ("--video",),
-  "variations": ("--video",),
-}

@@ -84,7 +84,9 @@ class VideoModel:
     """
     size = size if canvas is None else canvas.video.shape[2:4]
     request = self.request(frames, size, fps, sampler, steps, guidance, shift)
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = [text.strip() for text in ([prompts] if isinstance(prompts, str) else prompts)]
+    if not texts:
+      raise UserError("There are no prompts.")
     # Refuses empty and overlong prompts before any work.
     self.prompts(texts if canvas is None else [text for text in texts if text])
     self._warn_of_unknown_words(texts)

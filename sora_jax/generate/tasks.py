@@ -19,13 +19,14 @@ GREY = 128
 
 def animate(image: Frame, frames: int) -> Canvas:
   """The video that starts with an image."""
+  if frames < 2:
+    raise UserError(f"A video that starts with an image has 2 frames or more, not {frames}.")
   return extend(image[None], frames - 1)
 
 
 def extend(video: Clip, frames: int, direction: str = "forward") -> Canvas:
   """What comes after a video, came before it, or `frames` of both."""
-  if direction not in DIRECTIONS:
-    raise UserError(f"Unknown direction {direction!r}: choose one of {', '.join(DIRECTIONS)}.")
+  check(direction=direction)
   if frames < 1:
     raise UserError(f"Nothing is to be made: ask for more frames than {frames}.")
   before = frames if direction != "forward" else 0
@@ -58,7 +59,7 @@ def fill(video: Clip, missing: Sequence[tuple[int, int]]) -> Canvas:
 
 def inpaint(video: Clip, mask: Bool[np.ndarray, "..."]) -> Canvas:
   """What is under a mask (True: to be made): h w, or t h w."""
-  return _some(Canvas(video[None], _mask(video, ~mask)))
+  return _some(Canvas(video[None], _known(video, mask)))
 
 
 def outpaint(video: Clip, size: tuple[int, int]) -> Canvas:
@@ -78,8 +79,17 @@ def edit(video: Clip, strength: float, mask: Bool[np.ndarray, "..."] | None = No
 
   Without a prompt, and at other seeds, these are a video's near relatives.
   """
-  known = np.zeros(video.shape[:3], bool) if mask is None else _mask(video, ~mask)
+  check(strength=strength)
+  known = np.zeros(video.shape[:3], bool) if mask is None else _known(video, mask)
   return _some(Canvas(video[None], known, strength))
+
+
+def check(direction: str = "forward", strength: float = 0.5) -> None:
+  """Raises UserError if there is no such direction, or nothing or everything would change."""
+  if direction not in DIRECTIONS:
+    raise UserError(f"Unknown direction {direction!r}: choose one of {', '.join(DIRECTIONS)}.")
+  if not 0 < strength < 1:
+    raise UserError(f"The strength is {strength:g} but must be between 0 and 1.")
 
 
 def _placed(videos: Sequence[tuple[int, UInt8[np.ndarray, "_ _ _ 3"]]], frames: int) -> Canvas:
@@ -91,7 +101,8 @@ def _placed(videos: Sequence[tuple[int, UInt8[np.ndarray, "_ _ _ 3"]]], frames: 
   return Canvas(canvas[None], known)
 
 
-def _mask(video: Clip, known: Bool[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+def _known(video: Clip, mask: np.ndarray) -> Bool[np.ndarray, "..."]:
+  known = ~np.asarray(mask, bool)
   return np.broadcast_to(known, video.shape[:3]) if known.shape == video.shape[1:3] else known
 
 

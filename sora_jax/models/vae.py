@@ -180,7 +180,7 @@ def _check_frames(frames: int, stride: int) -> None:
     below = max(1, (frames - 1) // stride * stride + 1)
     raise UserError(
       f"A video for this autoencoder has {stride}k+1 frames, not {frames}; "
-      f"use {below} or {below + stride} (or repeat the last frame with pad_to_legal)."
+      f"use {below} or {below + stride} (or repeat the last frame)."
     )
 
 
@@ -191,12 +191,6 @@ def _check_size(height: int, width: int, stride: int) -> None:
       f"Height and width must be multiples of {stride} for this autoencoder, not {height}x{width}; "
       f"the nearest is {nearest}."
     )
-
-
-def pad_to_legal(video: Video, time_stride: int = 4) -> Float[Array, "b t2 h w c"]:
-  """Repeats the last frame until there are `time_stride` k + 1 frames."""
-  missing = -(video.shape[1] - 1) % time_stride
-  return jnp.concatenate([video, *[video[:, -1:]] * missing], axis=1)
 
 
 def encode_video(vae: VideoVAE, params: Params, video: Video, chunk: int | None = None) -> Latents:

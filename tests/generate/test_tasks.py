@@ -9,6 +9,7 @@ from sora_jax.diffusion.conditioning import latent_times
 from sora_jax.generate import tasks
 from sora_jax.generate.canvas import Canvas
 from sora_jax.generate.complete import give
+from sora_jax.generate.denoise import whole_patches
 
 
 @pytest.fixture
@@ -47,6 +48,23 @@ def test_nothing_known_has_seen_an_unknown_pixel(model, clip, rng, hidden):
     np.testing.assert_array_equal(a.latents, b.latents)
 
 
+def test_a_patch_is_known_or_it_is_not():
+  known = np.ones((2, 3, 5), bool)
+  known[0, 2, 4] = known[1, 0, 1] = False
+  whole = whole_patches(known, (1, 2, 2))
+  assert not whole[0, 2, 4] and not whole[1, :2, :2].any()
+  assert whole.sum() == known.size - 1 - 4
+
+
+def test_a_region_is_known_to_the_last_frame_of_any_length(model, clip):
+  mask = np.zeros((32, 32), bool)
+  mask[:16] = True
+  for frames in (6, 8, 9):
+    window = give(tasks.inpaint(clip[:frames], mask).part(0, 9), 8.0, model.codec)
+    assert window.known[:, 2:].all() and not window.known[:, :2].any()
+    assert not window.stretches[0]
+
+
 def test_stretches_are_the_frames_encoded_alone_at_their_times(model, clip):
   window = give(tasks.fill(clip, [(1, 3)]), 4.0, model.codec)
   (stretch,) = window.stretches[0]
@@ -62,11 +80,16 @@ def test_a_stretch_changes_what_is_made(model, clip):
   assert (videos[0] != videos[1]).any()
 
 
+def test_known_frames_after_a_gap_are_shown_as_decoded_from_their_own_latents(model, clip):
+  made = model.sample(canvas=tasks.fill(clip, [(1, 3)]), frames=9, steps=2)
+  np.testing.assert_array_equal(made[:1], model.reconstruct(clip[None, :1])[0])
+  np.testing.assert_array_equal(made[4:], model.reconstruct(clip[None, 4:])[0])
+
+
 def test_long_canvases_are_made_window_by_window(model, clip):
   made = model.sample("a ball", canvas=tasks.extend(clip, 9), frames=9, steps=2)
   assert made.shape == (18, 32, 32, 3)
-  np.testing.assert_array_equal(made[:8], model.reconstruct(clip[None, :8])[0])
-  np.testing.assert_array_equal(made[8], model.reconstruct(clip[None, 8:])[0, 0])
+  np.testing.assert_array_equal(made[:9], model.reconstruct(clip[None])[0])
   first = model.sample("a ball", canvas=tasks.extend(clip, 8), frames=9, steps=2)
   np.testing.assert_array_equal(made[:17], first)  # the last window adds and changes nothing
   assert made[9:].std(axis=0).mean() > 1
@@ -129,7 +152,15 @@ def test_every_task_runs_from_files(call, clip, tmp_path, capsys):
     ("--task animate", "needs --image"),
     ("--task fill --video a.gif", "needs --missing"),
     ("--task connect --video a.gif", "needs two --video"),
+    ("--task extend --video a.gif --video b.gif", "needs one --video"),
     ("--task extend --video a.gif --image b.png", "cannot use --image"),
+    ("--task extend --video a.gif --direction up", "choose one of forward"),
+    ("--task fill --video {a} --missing 2 --frames 9", "cannot use --frames"),
+    ("red --task edit --video a.gif --strength 1", "between 0 and 1"),
+    ("red --task generate --paste", "cannot use --paste"),
+    ("--task inpaint --video {a} --mask {a}", "moves: give a still image"),
+    ("--task outpaint --video {a} --size 40x48", "use 48x48"),
+    ("--task animate --image {small} --frames 1", "2 frames or more, not 1"),
     ("--task fill --video {a} --missing 3-x", "'3-x' in --missing is no frame"),
     ("--task fill --video {a} --missing 7-12", "7-12 are not in 0-8"),
     ("--task inpaint --video {a} --mask {small}", "mask is 16x16 but the video is 32x32"),

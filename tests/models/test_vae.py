@@ -16,7 +16,6 @@ from sora_jax.models.vae import (
   decode_stream,
   encode_stream,
   encode_video,
-  pad_to_legal,
 )
 
 # The variants as they are, but narrow; and the toy with levels in its decoder, and both ways.
@@ -198,15 +197,6 @@ def test_impossible_calls_are_user_errors(toy):
     encode_video(vae, params, clip(6))
   with pytest.raises(UserError, match="at least one"):
     encode_video(vae, params, clip(5), chunk=0)
-
-
-@pytest.mark.parametrize("frames", [1, 2, 4, 5, 8])
-def test_padding_repeats_the_last_frame(frames):
-  video = clip(frames)
-  padded = pad_to_legal(video)
-  assert padded.shape[1] % 4 == 1 and 0 <= padded.shape[1] - frames < 4
-  np.testing.assert_array_equal(padded[:, :frames], video)
-  assert (padded[:, frames:] == video[:, -1:]).all()
 
 
 def test_grey_and_black_have_finite_gradients():
