@@ -1,8 +1,8 @@
 r"""The transformer of the shipped checkpoint `toy`: text to video at 64 px, 17 frames.
 
 Needs the autoencoder of configs/vae_toy.py. The worlds it was made from are encoded first, in half
-a minute. 4,000 steps of 38 samples take three hours on two CPU cores (15 samples a second); the
-loss, 0.5 after the first hour, ends at about 0.33 and is still falling.
+a minute. 4,000 steps of 38 samples take three hours on two CPU cores (15 samples a second). Expect
+a loss of about 0.33, as at the end of the six runs that made `toy` (README.md).
 
   sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
   sora-jax train --config=configs/vae_toy.py:components --workdir runs/vae

@@ -6,8 +6,6 @@ import argparse
 import sys
 from typing import Any
 
-import numpy as np
-
 from sora_jax.cli.data import parse_size
 from sora_jax.errors import UserError
 
@@ -21,7 +19,7 @@ EXAMPLES = """examples:
   sora-jax sample --task connect --video ball.mp4 --video cone.mp4 --out passage.mp4
   sora-jax sample --task inpaint --video ball.mp4 --mask mask.png --out clean.mp4
   sora-jax sample --task outpaint --video ball.mp4 --size 64x96 --out wide.mp4
-  sora-jax sample "at dusk" --task edit --video ball.mp4 --strength 0.6 --out dusk.mp4
+  sora-jax sample "a red ball at dusk" --task edit --video ball.mp4 --strength 0.6 --out dusk.mp4
 """
 
 
@@ -115,7 +113,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sampler=args.sampler, steps=args.steps, guidance=args.guidance, shift=args.shift,
   )  # fmt: skip
   if args.paste and canvas is not None:
-    frames = np.where(canvas.known[..., None], canvas.video[0], frames)
+    frames = canvas.paste(frames[None])[0]
   video.write(args.out, frames, fps)
   print(f"{args.out}: {len(frames)} frames of {frames.shape[1]}x{frames.shape[2]}", file=sys.stderr)
   return {"out": args.out, "frames": len(frames), "size": list(frames.shape[1:3])}

@@ -56,6 +56,10 @@ class Canvas:
     here = np.minimum(np.arange(start, stop), len(self.known) - 1)
     return dataclasses.replace(self, video=self.video[:, here], known=self.known[here])
 
+  def paste(self, made: UInt8[np.ndarray, "b t h w 3"]) -> UInt8[np.ndarray, "b t h w 3"]:
+    """The given pixels in the place of what was made of them."""
+    return np.where(self.known[..., None], self.video, made)
+
 
 @dataclass(frozen=True)
 class Plan:

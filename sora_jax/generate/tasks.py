@@ -6,6 +6,7 @@ video = model.sample("a red ball rolls to the left", canvas=tasks.animate(image,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from sora_jax.generate.canvas import Canvas
 from sora_jax.typing import Bool, Clip, Frame, UInt8
 
 DIRECTIONS = ("forward", "backward", "both")
-GREY = 128
 
 
 def animate(image: Frame, frames: int) -> Canvas:
@@ -31,7 +31,8 @@ def extend(video: Clip, frames: int, direction: str = "forward") -> Canvas:
     raise UserError(f"Nothing is to be made: ask for more frames than {frames}.")
   before = frames if direction != "forward" else 0
   after = frames if direction != "backward" else 0
-  return _placed([(before, video)], before + len(video) + after)
+  here = slice(before, before + len(video))
+  return _placed([(here, video)], (before + len(video) + after, *video.shape[1:3]))
 
 
 def connect(first: Clip, second: UInt8[np.ndarray, "_ _ _ 3"], frames: int) -> Canvas:
@@ -42,7 +43,8 @@ def connect(first: Clip, second: UInt8[np.ndarray, "_ _ _ 3"], frames: int) -> C
   if frames < 1:
     raise UserError(f"A passage has at least one frame, not {frames}.")
   start = len(first) + frames
-  return _placed([(0, first), (start, second)], start + len(second))
+  places = [(slice(len(first)), first), (slice(start, None), second)]
+  return _placed(places, (start + len(second), *first.shape[1:3]))
 
 
 def fill(video: Clip, missing: Sequence[tuple[int, int]]) -> Canvas:
@@ -64,14 +66,12 @@ def inpaint(video: Clip, mask: Bool[np.ndarray, "..."]) -> Canvas:
 
 def outpaint(video: Clip, size: tuple[int, int]) -> Canvas:
   """What lies around a video, which stands in the middle."""
-  frames, h, w = video.shape[:3]
+  h, w = video.shape[1:3]
   if size[0] < h or size[1] < w:
     raise UserError(f"The size {size[0]}x{size[1]} must hold the video's {h}x{w}.")
   top, left = ((outer - inner) // 2 for outer, inner in zip(size, (h, w), strict=True))
-  canvas, known = np.full((frames, *size, 3), GREY, np.uint8), np.zeros((frames, *size), bool)
-  canvas[:, top : top + h, left : left + w] = video
-  known[:, top : top + h, left : left + w] = True
-  return _some(Canvas(canvas[None], known))
+  here = (slice(None), slice(top, top + h), slice(left, left + w))
+  return _some(_placed([(here, video)], (len(video), *size)))
 
 
 def edit(video: Clip, strength: float, mask: Bool[np.ndarray, "..."] | None = None) -> Canvas:
@@ -92,12 +92,11 @@ def check(direction: str = "forward", strength: float = 0.5) -> None:
     raise UserError(f"The strength is {strength:g} but must be between 0 and 1.")
 
 
-def _placed(videos: Sequence[tuple[int, UInt8[np.ndarray, "_ _ _ 3"]]], frames: int) -> Canvas:
-  shape = videos[0][1].shape[1:]
-  canvas, known = np.full((frames, *shape), GREY, np.uint8), np.zeros((frames, *shape[:2]), bool)
-  for start, video in videos:
-    canvas[start : start + len(video)] = video
-    known[start : start + len(video)] = True
+def _placed(places: Sequence[tuple[Any, np.ndarray]], shape: tuple[int, int, int]) -> Canvas:
+  """Clips in their places (indices) on a canvas of this many frames, rows and columns."""
+  canvas, known = np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool)
+  for here, video in places:
+    canvas[here], known[here] = video, True
   return Canvas(canvas[None], known)
 
 

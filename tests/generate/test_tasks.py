@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from sora_jax.cli import main
 from sora_jax.data import video as files
@@ -9,7 +10,7 @@ from sora_jax.diffusion.conditioning import latent_times
 from sora_jax.generate import tasks
 from sora_jax.generate.canvas import Canvas
 from sora_jax.generate.complete import give
-from sora_jax.generate.denoise import whole_patches
+from sora_jax.generate.denoise import Denoiser, whole_patches
 
 
 @pytest.fixture
@@ -20,11 +21,21 @@ def clip(rng):
 def test_a_known_prefix_is_shown_exactly_as_decoded_whatever_the_solver(model, clip):
   canvas = tasks.extend(clip[:5], 4)
   plain = model.reconstruct(clip[None, :5])[0]
+  window = give(canvas, 8.0, model.codec)
   made = []
   for sampler in ("euler", "heun", "dpm++", "unipc"):
     video = model.sample("a red ball", canvas=canvas, frames=9, sampler=sampler, steps=3)
     assert video.shape == (9, 32, 32, 3)
     np.testing.assert_array_equal(video[:5], plain)
+    denoiser = Denoiser(
+      model.dit, model.text, model.prompts, model.params, model.request(sampler=sampler, steps=3)
+    )
+    latents = denoiser(
+      window, 0, texts=["a red ball"], negative="", seed=0, samples=np.arange(1),
+      bar=tqdm(disable=True),
+    )  # fmt: skip
+    np.testing.assert_array_equal(latents[:, window.known], window.latents[:, window.known])
+    assert (np.asarray(latents)[:, ~window.known] != window.latents[:, ~window.known]).all()
     made.append(video[5:])
   assert all((made[0] != other).any() for other in made[1:])
 
@@ -143,6 +154,19 @@ def test_every_task_runs_from_files(call, clip, tmp_path, capsys):
     said = capsys.readouterr()
     assert f'"frames": {frames}, "size": [{size}, {size}]' in said.out
   assert "resized 32x32 to 16x16" in said.err
+
+
+def test_paste_puts_the_given_pixels_back_and_no_others(call, clip, tmp_path, monkeypatch):
+  files.write(tmp_path / "a.gif", clip)
+  given, _ = files.read(tmp_path / "a.gif")
+  written = []
+  monkeypatch.setattr(files, "write", lambda path, video, fps: written.append(video))
+  for flags in ((), ("--paste",)):
+    assert call("--task", "extend", "--video", tmp_path / "a.gif", "--frames", 4, *flags) == 0
+  plain, pasted = written
+  np.testing.assert_array_equal(pasted[:9], given)
+  assert (plain[:9] != given).any()
+  np.testing.assert_array_equal(pasted[9:], plain[9:])
 
 
 @pytest.mark.parametrize(
