@@ -1,24 +1,45 @@
-r"""The transformer of the shipped checkpoint `toy`: text to video at 64 px, 17 frames.
+r"""The transformer of the shipped checkpoint `toy`: text to video, 48 to 160 px, 1 to 49 frames.
 
-Needs the autoencoder of configs/vae_toy.py. The worlds it was made from are encoded first, in half
-a minute. 4,000 steps of 38 samples take three hours on two CPU cores (15 samples a second). Expect
+Needs the autoencoder of configs/vae_toy.py. The worlds are rendered and encoded first, in a
+quarter of an hour. 4,000 steps of 38 samples take three hours on two CPU cores (15 samples a second). Expect
 a loss of about 0.33, as at the end of the six runs that made `toy` (README.md).
 
-  sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
   sora-jax train --config=configs/vae_toy.py:components --workdir runs/vae
   sora-jax train --config=configs/toy.py --config.vae=runs/vae/export --workdir runs/toy
 
 On your own videos (mp4 files with captions in .txt files beside them):
 
-  sora-jax train --config=configs/toy.py --config.vae=toy --config.data.sources.records.weight=0 \
+  sora-jax train --config=configs/toy.py --config.vae=toy --config.data.sources.worlds.weight=0 \
       --config.data.sources.folder.weight=1 --config.data.sources.folder.path=DIR --workdir runs/own
+
+All sizes and lengths share packed sequences; a shape is switched off by its share, for example
+`--config.data.shapes.huge.share=0`. `:square` has 64x64 alone.
 """
 
 from ml_collections import ConfigDict
 
+WORLDS = dict(weight=1.0, count=1_000_000, seed=1)
+# name: share of the samples, clips encoded, (frames, height, width), frame rate
+SHAPES = {
+  "square": (0.40, 10_000, (17, 64, 64), 8.0),
+  "wide": (0.07, 1500, (17, 64, 96), 8.0),
+  "tall": (0.07, 1500, (17, 96, 64), 8.0),
+  "strip": (0.04, 1000, (17, 48, 80), 8.0),
+  "column": (0.04, 1000, (17, 80, 48), 8.0),
+  "small": (0.03, 800, (17, 48, 48), 8.0),
+  "large": (0.06, 1500, (17, 96, 96), 8.0),
+  "huge": (0.03, 800, (17, 128, 128), 8.0),
+  "cinema": (0.03, 800, (17, 96, 160), 8.0),
+  "portrait": (0.02, 800, (9, 160, 96), 4.0),
+  "poster": (0.02, 800, (5, 160, 160), 2.0),
+  "long": (0.06, 1500, (33, 64, 64), 8.0),
+  "longest": (0.05, 1000, (49, 64, 64), 8.0),
+  "smooth": (0.04, 1000, (33, 64, 64), 16.0),
+}
 
-def get_config(arg: str = "video") -> ConfigDict:
-  """`video` (the default), or `smoke`: seconds on a CPU, with the shipped autoencoder."""
+
+def get_config(arg: str = "mixed") -> ConfigDict:
+  """`mixed` (the default), `square`, or `smoke`: seconds on a CPU, with the shipped autoencoder."""
   config = ConfigDict(dict(
     recipe="t2v",
     seed=0,
@@ -36,17 +57,17 @@ def get_config(arg: str = "video") -> ConfigDict:
       text_dropout=0.1,
     ),
     levels=dict(mean=0.0, std=1.0, shift=2.0, reference_tokens=80, uniform=0.1),
-    packing=dict(length=160, cond_rows=16, text_length=80),
+    packing=dict(length=384, cond_rows=24, text_length=128),
     data=dict(
       cache="data/latents",
-      clips=10_000,
-      frames=17,
-      size=(64, 64),
-      fps=8.0,
-      samples=38,  # drawn per step; train.batch_size sequences hold them
+      samples=28,  # drawn per step; train.batch_size sequences hold them
+      shapes={
+        name: dict(share=share, clips=clips, frames=frames, size=size, fps=fps, loop=False)
+        for name, (share, clips, (frames, *size), fps) in SHAPES.items()
+      },
       sources=dict(
-        records=dict(weight=1.0, path="data/worlds"),
-        worlds=dict(weight=0.0, count=1_000_000, seed=1),
+        worlds=dict(WORLDS),
+        records=dict(weight=0.0, path=""),
         folder=dict(weight=0.0, path=""),
         manifest=dict(weight=0.0, path=""),
         tfds=dict(weight=0.0, source=""),
@@ -56,7 +77,7 @@ def get_config(arg: str = "video") -> ConfigDict:
       name="muon", lr=2e-3, warmup=40, schedule="linear", decay=0.01, clip=1.0, ema_decay=0.998
     ),
     train=dict(
-      steps=4000, batch_size=14, accumulate=1, log_every=20, checkpoint_every=200,
+      steps=4000, batch_size=6, accumulate=1, log_every=20, checkpoint_every=200,
       preview_every=400, keep=2, mesh=None, max_bad_steps=5,
     ),
     preview=(
@@ -66,12 +87,21 @@ def get_config(arg: str = "video") -> ConfigDict:
       "a yellow cylinder swings back and forth",
     ),
   ))  # fmt: skip
+  loops = dict(share=0.04, clips=1000, frames=16, size=(64, 64), fps=8.0, loop=True)
+  loops["sources"] = dict(worlds=dict(WORLDS, scenes=("pendulum", "orbit")))
+  config.data.shapes.loops = loops
   if arg == "smoke":
     config.model.update(width=64, layers=2, heads=2, mlp_width=128, text_width=64)
     config.text.update(width=64, layers=1, heads=2)
-    config.data.update(clips=16, samples=6)
-    config.data.sources.records.weight, config.data.sources.worlds.weight = 0.0, 1.0
+    config.data.samples = 6
+    for name, shape in config.data.shapes.items():
+      shape.clips, shape.share = 16, shape.share * (name in ("square", "wide", "loops"))
     config.train.update(steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4)
-  elif arg != "video":
-    raise ValueError(f"configs/toy.py takes video or smoke, not {arg!r}")
+  elif arg == "square":
+    for name, shape in config.data.shapes.items():
+      shape.share = float(name == "square")
+    config.packing.update(length=160, cond_rows=16, text_length=80)
+    config.data.samples, config.train.batch_size = 38, 14
+  elif arg != "mixed":
+    raise ValueError(f"configs/toy.py takes mixed, square or smoke, not {arg!r}")
   return config

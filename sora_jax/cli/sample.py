@@ -15,6 +15,8 @@ EXAMPLES = """examples:
   sora-jax sample "a green cone on a grassy floor" --frames 1 --out cone.png
   sora-jax sample "a green cone slides to the left" --task animate --image cone.png --out cone.mp4
   sora-jax sample --task extend --video cone.mp4 --direction both --frames 8 --out longer.mp4
+  sora-jax sample "a yellow cone swings on a string" --task loop --out swing.gif
+  sora-jax sample --task storyboard --storyboard story.json --out story.mp4
   sora-jax sample --task fill --video ball.mp4 --missing 5-11 --out filled.mp4
   sora-jax sample --task connect --video ball.mp4 --video cone.mp4 --out passage.mp4
   sora-jax sample --task inpaint --video ball.mp4 --mask mask.png --out clean.mp4
@@ -43,18 +45,26 @@ def add_parser(verbs: Any) -> None:
     "--task",
     default="generate",
     metavar="NAME",
-    help="animate, extend, fill, connect, inpaint, outpaint, edit or variations",
+    help="animate, extend, loop, storyboard, fill, connect, blend, inpaint, outpaint, edit or "
+    "variations",
   )
   given.add_argument("--image", metavar="FILE")
-  given.add_argument("--video", metavar="FILE", action="append", default=[], help="connect: twice")
+  given.add_argument(
+    "--video", metavar="FILE", action="append", default=[], help="connect, blend: twice"
+  )
   given.add_argument("--mask", metavar="FILE", help="an image, white where something is made")
-  given.add_argument("--missing", metavar="A-B,C", help="frames to make, counted from 0")
+  given.add_argument(
+    "--missing", metavar="A-B,C", help="frames to make, counted from 0 [those that look damaged]"
+  )
+  given.add_argument(
+    "--storyboard", metavar="FILE.json", help='[{"start": SECONDS, "prompt": "..."}, ...]'
+  )
   given.add_argument("--direction", metavar="forward|backward|both")
   given.add_argument(
     "--strength",
     type=float,
     metavar="X",
-    help="edit, variations: how much may change, between 0 and 1 [0.6]",
+    help="edit, variations, blend: how much may change, between 0 and 1 [0.6]",
   )
   given.add_argument("--fit", default="crop", metavar="crop|pad|stretch")
   given.add_argument("--paste", action="store_true", help="put the given pixels back at the end")
@@ -82,17 +92,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   """
   from sora_jax.data import video
   from sora_jax.generate.inputs import Inputs
+  from sora_jax.generate.story import Story
 
   video.check_output(args.out)
   inputs = Inputs(
     image=args.image, videos=args.video, mask=args.mask, missing=args.missing,
-    direction=args.direction, strength=args.strength, frames=args.frames, size=args.size,
-    fps=args.fps, fit=args.fit,
+    storyboard=args.storyboard, direction=args.direction, strength=args.strength,
+    frames=args.frames, size=args.size, fps=args.fps, fit=args.fit,
   )  # fmt: skip
   inputs.check(args.task)
-  if args.paste and args.task == "generate":
-    raise UserError("The task generate cannot use --paste: nothing is given.")
-  if not args.prompt.strip() and args.task in ("generate", "edit"):
+  given = args.image is not None or args.video
+  if args.paste and not given:
+    raise UserError(f"The task {args.task} cannot use --paste: nothing is given.")
+  if args.storyboard and args.prompt:
+    raise UserError("The prompts are those of the storyboard: leave PROMPT out.")
+  told = Story.read(args.storyboard) if args.storyboard else Story.of(args.prompt)
+  if not told.prompts[0] and (not given or args.task == "edit"):
     raise UserError("The prompt is empty: describe the video in a few words.")
   if args.seed < 0:
     raise UserError(f"The seed is {args.seed} but must not be negative.")
@@ -108,7 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   )  # fmt: skip
   alone = canvas is None
   frames = model.sample(
-    args.prompt, canvas=canvas, negative=args.negative, seed=args.seed, progress=True, fps=fps,
+    told, canvas=canvas, negative=args.negative, seed=args.seed, progress=True, fps=fps,
     frames=args.frames if alone else None, size=args.size if alone else None,
     sampler=args.sampler, steps=args.steps, guidance=args.guidance, shift=args.shift,
   )  # fmt: skip

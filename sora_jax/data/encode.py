@@ -4,6 +4,9 @@ A record holds the latents of a whole clip and of what a user could have of it: 
 encoded alone (`diffusion.conditioning` says why), and for some clips the clip with a region greyed.
 The folder is named by a hash of everything the latents depend on, the autoencoder's weights above
 all, so a cache can never be read with another autoencoder.
+
+A loop is a clip of 4k frames whose last one is followed by its first. It is encoded behind a
+warm-up of that last frame: all of its latents are of the later kind, and none is the first.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ def cache(
   size: tuple[int, int],
   fps: float,
   seed: int,
+  loop: bool = False,
   batch_size: int = 16,
 ) -> RecordSource:
   """Opens the cache of these clips under `folder`, encoding them first if it is not there.
@@ -54,12 +58,19 @@ def cache(
   Args:
     sources: as for `registry.open_sources`. clips: how many random windows to encode.
     frames, size, fps: of a clip.
+    loop: whether the clips are loops; the sources must hold nothing else.
 
   Raises:
     UserError: the sources cannot be read, or the disk is full.
   """
-  settings = dict(sources=sources, clips=clips, frames=frames, size=size, fps=fps, seed=seed)
+  settings = dict(
+    sources=sources, clips=clips, frames=frames, size=size, fps=fps, seed=seed, loop=loop
+  )
+  if frames % vae.time_stride != (0 if loop else 1 % vae.time_stride):
+    kind = f"A loop has {vae.time_stride}k" if loop else f"A clip has {vae.time_stride}k+1"
+    raise UserError(f"{kind} frames, not {frames}.")
   key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
+  draws = int(key.hexdigest()[:8], 16)  # clips of another shape are other clips
   key.update(repr(vae).encode())
   encoder = {name: x for name, x in params.items() if name in ENCODER}
   for name, leaf in jax.tree.leaves_with_path(encoder):
@@ -68,10 +79,10 @@ def cache(
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
     batches = pipeline.make(
-      registry.open_sources(sources), batch_size, seed, frames, size, fps=fps, keep=("captions",)
+      registry.open_sources(sources), batch_size, draws, frames, size, fps=fps, keep=("captions",)
     )
     info = json.loads(json.dumps(settings, default=_plain)) | {"words": []}
-    records = encode(batches, vae, params, -(-clips // batch_size), seed)
+    records = encode(batches, vae, params, -(-clips // batch_size), draws, loop)
     try:
       write_records(path, _note_words(records, info["words"]), info)
     except UserError:
@@ -81,14 +92,22 @@ def cache(
 
 
 def encode(
-  batches: Iterator[dict[str, Any]], vae: VideoVAE, params: Params, count: int, seed: int
+  batches: Iterator[dict[str, Any]],
+  vae: VideoVAE,
+  params: Params,
+  count: int,
+  seed: int,
+  loop: bool = False,
 ) -> Iterator[dict[str, Any]]:
   """Encodes `count` batches, clip by clip in their order, with a progress bar."""
   for number in tqdm(range(count), desc="encoding", unit="batch", file=sys.stderr):
     batch = next(batches)
     rng = np.random.default_rng((seed, number))
     video = to_float(batch["video"])
-    latents = _encode(vae, params, video)
+    if loop:
+      latents = _encode(vae, params, np.concatenate([video[:, -1:], video], axis=1))[:, 1:]
+    else:
+      latents = _encode(vae, params, video)
     length = min(STRETCHES[number % len(STRETCHES)], video.shape[1])
     last = video.shape[1] - length
     starts = rng.integers(min(1, last), last + 1, len(video))
@@ -96,13 +115,14 @@ def encode(
     pieces = np.stack([clip[s : s + length] for clip, s in zip(video, starts, strict=True)])
     stretches = _encode(vae, params, pieces)
     mask, masked = None, None
-    if number % MASK_EVERY == 0:
+    if number % MASK_EVERY == 0 and not loop:
       mask = known_region(rng, latents.shape[1:4])
       masked = _encode(vae, params, np.where(_pixels(mask, video.shape[1:4]), video, 0.0))
     for i in range(len(video)):
       record = dict(
         latents=latents[i], stretch=stretches[i], stretch_frame=int(starts[i]),
         fps=float(batch["fps"][i]), captions=list(batch["captions"][i]), id=str(batch["id"][i]),
+        loop=loop,
       )  # fmt: skip
       if masked is not None:
         record |= dict(masked=masked[i], mask=mask)

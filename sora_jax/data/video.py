@@ -43,13 +43,14 @@ _BT709 = 1  # the code point of ITU-T H.273 for primaries, transfer and matrix
 
 @dataclass(frozen=True)
 class Info:
-  """What a file says about itself: upright size in pixels, frames per second, seconds."""
+  """What a file says about itself: upright size in pixels, frames per second, seconds, sound."""
 
   frames: int
   height: int
   width: int
   fps: float
   duration: float
+  audio: bool = False
 
 
 @contextmanager
@@ -121,7 +122,8 @@ def probe(path: str | os.PathLike[str]) -> Info:
     if first is None:
       raise UserError(f"{path} holds no frame that can be decoded.")
     height, width = _size(stream, first.rotation)
-    return Info(frames, height, width, rate, duration or frames / rate)
+    audio = bool(container.streams.audio)
+    return Info(frames, height, width, rate, duration or frames / rate, audio)
 
 
 def _decode(container: Any, stream: Any, start: float, path: Path) -> Iterator[tuple[float, Any]]:

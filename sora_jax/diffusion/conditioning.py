@@ -56,6 +56,11 @@ def frame_time(frame, fps: float):
   return np.asarray(frame, np.float32) / TIME_STRIDE * np.float32(REFERENCE_FPS / fps)
 
 
+def circle(count: int, fps: float) -> float:
+  """Length of the circle of time of a loop of `count` latents: the `period` of its tokens."""
+  return float(frame_time(TIME_STRIDE * count, fps))
+
+
 def latent_times(count: int, fps: float, first_frame: int = 0) -> Float[np.ndarray, " m"]:
   """Times of `count` latents encoded from a stretch that starts at `first_frame`."""
   return frame_time(first_frame + TIME_STRIDE * np.arange(count), fps)
@@ -84,8 +89,8 @@ def layout(
   levels: float | Float[np.ndarray, " lt"] = 1.0,
   known: Bool[np.ndarray, "lt lh lw"] | None = None,
   stretches: Sequence[Stretch] = (),
-  prompt: str = "",
-  period: float = 0.0,
+  prompt: str | Sequence[str] = "",
+  loop: bool = False,
   cond_features: int = 4,
 ) -> Sample:
   """Lays one sample out as tokens.
@@ -96,28 +101,34 @@ def layout(
     levels: noise level of the unknown tokens, one or per latent frame.
     known: latents that are given. A patch is known if all of it is.
     stretches: what else is given, encoded alone.
-    prompt: the text every token reads; empty means none.
-    period: length of the circle of time, in latent frames at the reference rate; 0 for a line.
+    prompt: the text every token reads, or one per latent frame; empty means none. What is encoded
+      alone reads that of the latent frame nearest in time.
+    loop: whether time is a circle: the last latent is followed by the first, which covers as many
+      frames as any other.
     cond_features: features of a cond row of the model.
   """
   lt, lh, lw, _ = latents.shape
   known = np.zeros((lt, lh, lw), bool) if known is None else known
   cells = np.where(known, 0.0, np.reshape(levels, (-1, 1, 1))).astype(np.float32)
-  pieces = [(latents, cells, latent_times(lt, fps))]
+  times = latent_times(lt, fps, TIME_STRIDE - 1 if loop else 0)
+  pieces = [(latents, cells, times)]
   pieces += [(s.latents, np.zeros(s.latents.shape[:3], np.float32), s.times) for s in stretches]
   parts = [_cut(*piece, patch) for piece in pieces]
   values, level, positions = (np.concatenate(part) for part in zip(*parts, strict=True))
   rows, index = np.unique(level, return_inverse=True)
   n = len(values)
+  texts = [prompt] * lt if isinstance(prompt, str) else list(prompt)
+  prompts = tuple(dict.fromkeys(text for text in texts if text))
+  numbers = np.array([prompts.index(text) + 1 if text else 0 for text in texts], np.int32)
   return Sample(
     values=values,
     positions=positions,
-    period=np.full(n, period, np.float32),
+    period=np.full(n, circle(lt, fps) if loop else 0.0, np.float32),
     block=np.zeros(n, np.int32),
     cond=features(rows, fps, lh, lw, cond_features),
     cond_index=index.astype(np.int32).reshape(-1),
-    prompt=np.full(n, 1 if prompt else 0, np.int32),
-    prompts=(prompt,) if prompt else (),
+    prompt=numbers[np.abs(positions[:, :1] - times).argmin(axis=1)],
+    prompts=prompts,
   )
 
 
@@ -170,13 +181,15 @@ def draw(
 
   Args:
     clip: `latents` (lt, lh, lw, z) of the whole clip, `fps`, `captions`; `stretch` and
-      `stretch_frame`: latents of a stretch encoded alone and the frame it starts at; optionally
-      `masked` and `mask`: latents of the clip with unknown pixels greyed, and the known cells.
+      `stretch_frame`: latents of a stretch encoded alone and the frame it starts at; `loop`:
+      whether time is a circle; optionally `masked` and `mask`: latents of the clip with unknown
+      pixels greyed, and the known cells.
   """
-  latents, fps = clip["latents"], float(clip["fps"])
+  latents, fps, loop = clip["latents"], float(clip["fps"]), bool(clip["loop"])
   stretch, start = clip["stretch"], int(clip["stretch_frame"])
   if rng.random() < mixture.images:  # a stretch's first latent is an image of its first frame
-    latents = latents[:1] if rng.random() < 0.5 else stretch[:1]
+    latents = latents[:1] if rng.random() < 0.5 and not loop else stretch[:1]
+    loop = False
   pattern = rng.choice(list(mixture.weights), p=_normalised(mixture.weights))
   lt = len(latents)
   grid = np.prod([-(-size // step) for size, step in zip(latents.shape[:3], patch, strict=True)])
@@ -187,13 +200,13 @@ def draw(
   if pattern == "spatial" and "masked" in clip and lt == len(clip["masked"]):
     latents = np.where(clip["mask"][..., None], clip["masked"], latents)
     known = clip["mask"]
-  elif lt > 1 and pattern == "first":
+  elif lt > 1 and pattern == "first" and not loop:
     known[0] = True
-  elif lt > 2 and pattern == "prefix":
+  elif lt > 2 and pattern == "prefix" and not loop:
     known[: rng.integers(2, lt)] = True
   elif lt > 1 and pattern == "stretch":
     given = (Stretch(stretch, latent_times(len(stretch), fps, start)),)
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and not loop:
       known[0] = True
   elif lt > 1 and pattern == "noise":
     if rng.random() < 0.5:
@@ -205,7 +218,7 @@ def draw(
   prompt = "" if rng.random() < mixture.text_dropout else str(rng.choice(clip["captions"]))
   return layout(
     latents, patch=patch, fps=fps, levels=level, known=known, stretches=given, prompt=prompt,
-    cond_features=cond_features,
+    loop=loop, cond_features=cond_features,
   )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ each no longer than the model's clips, each seeing what the ones before it made.
   * wholly known frames after a gap are encoded alone and handed over as stretches;
   * everything else is made.
 
-Nothing that is known has seen a pixel that is not (`diffusion.conditioning` says why).
+Nothing that is known has seen a pixel that is not (`diffusion.conditioning` says why). A loop is
+one window, all of it made, whose time is a circle.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ class Canvas:
     known: t h w, the pixels that stay.
     strength: the noise level that unknown pixels start from: at 1 nothing is left of them, at 0
       nothing changes (SDEdit, Meng et al. 2021).
+    loop: whether the last frame is followed by the first; nothing of a loop is known.
+    shown: how many frames are the result; what comes after them is only led up to. None: all.
   """
 
   video: UInt8[np.ndarray, "b t h w 3"]
   known: Bool[np.ndarray, "_ _ _"]
   strength: float = 1.0
+  loop: bool = False
+  shown: int | None = None
 
   def __post_init__(self) -> None:
     if self.known.shape != self.video.shape[1:4]:
@@ -45,6 +50,8 @@ class Canvas:
       raise UserError(f"The mask is {mask} but the video is {video} (frames, rows, columns).")
     if not 0 < self.strength <= 1:
       raise UserError(f"The strength is {self.strength:g} but must be above 0 and at most 1.")
+    if self.loop and (self.known.any() or self.strength < 1):
+      raise UserError("A loop is made as a whole: for one from a video use tasks.loop.")
 
   def of(self, samples: Sequence[int] | np.ndarray) -> Canvas:
     """The clips of these samples; a single clip is that of all of them."""
@@ -58,7 +65,8 @@ class Canvas:
 
   def paste(self, made: UInt8[np.ndarray, "b t h w 3"]) -> UInt8[np.ndarray, "b t h w 3"]:
     """The given pixels in the place of what was made of them."""
-    return np.where(self.known[..., None], self.video, made)
+    here = np.s_[: self.shown]
+    return np.where(self.known[here, ..., None], self.video[:, here], made)
 
 
 @dataclass(frozen=True)
@@ -73,14 +81,19 @@ class Plan:
     """Windows of at most `longest` frames, about half of them known where there are as many.
 
     Raises:
-      UserError: the windows are too short to take anything along.
+      UserError: the windows are too short to take anything along, or a loop is no whole number of
+        latents.
     """
     known = np.asarray(canvas.known.all(axis=(1, 2)))
+    if canvas.loop:
+      if len(known) % stride:
+        near = max(1, round(len(known) / stride)) * stride
+        raise UserError(f"A loop has {stride}k frames, not {len(known)}; use {near}.")
+      return cls([0], len(known))
     length = min(longest, len(known) + -(len(known) - 1) % stride)
-    context = legal(min((length + 1) // 2, length - 1), stride)
-    if length < len(known) and not context:
+    if length < min(len(known), stride + 1):
       raise UserError(f"To make {len(known)} frames piece by piece, ask for {stride + 1} or more.")
-    return cls(windows(known, length, context), length)
+    return cls(windows(known, length, stride), length)
 
 
 def blank(count: int, frames: int, size: tuple[int, int]) -> Canvas:
@@ -93,24 +106,27 @@ def legal(frames: int, stride: int) -> int:
   return (frames - 1) // stride * stride + 1 if frames > 0 else 0
 
 
-def windows(known: Bool[np.ndarray, " t"], length: int, context: int) -> list[int]:
+def windows(known: Bool[np.ndarray, " t"], length: int, stride: int) -> list[int]:
   """First frames of the windows that complete a clip, in order.
 
-  From each known frame forward, with `context` known frames in front if there are as many; what
-  lies before the first known frame is made backward from it. The last window may end after the
-  clip.
+  From each known frame forward, half of a window known if there are as many, or as many frames
+  before the gap as after it if both its sides fit; what lies before the first known frame is made
+  backward from it. The last window may end after the clip.
 
   Args:
     known: frames of which nothing is to be made. length: frames of a window.
-    context: known frames a window takes along; less than `length`.
+    stride: beginnings of stride k + 1 frames sit in the grid as they are.
   """
+  context = legal(min((length + 1) // 2, length - 1), stride)
   known, starts = known.copy(), []
   while not known.all():
     gap = int(np.argmin(known))
     if len(known) <= length:
       start = 0
     elif gap:
-      start = max(0, gap - context)
+      after = known[gap:]
+      room = length - int(np.argmax(after)) if after.any() else 0
+      start = max(0, gap - (min(context, legal(room // 2 + 1, stride)) if room > 1 else context))
     else:  # backward, from the first frame that is known; if there is none, from the beginning
       start = max(0, int(np.argmax(known)) + context - length) if known.any() else 0
     known[start : start + length] = True
@@ -119,7 +135,7 @@ def windows(known: Bool[np.ndarray, " t"], length: int, context: int) -> list[in
 
 
 def in_grid(known: Bool[np.ndarray, "t h w"], stride: int) -> int:
-  """How many frames of a window sit in the target grid: none of them is wholly unknown."""
+  """How many frames of a clip sit in the target grid: none of them is wholly unknown."""
   unknown = ~known.any(axis=(1, 2))
   return legal(int(np.argmax(unknown)) if unknown.any() else len(known), stride)
 
@@ -145,13 +161,14 @@ def stretches(known: Bool[np.ndarray, "t h w"], stride: int) -> list[slice]:
 
 
 def known_latents(
-  known: Bool[np.ndarray, "t h w"], time_stride: int, space_stride: int
+  canvas: Canvas, time_stride: int, space_stride: int
 ) -> Bool[np.ndarray, "lt lh lw"]:
   """Latents in the grid all of whose pixels are known."""
-  known = known.copy()
+  known = canvas.known.copy()
   known[in_grid(known, time_stride) :] = False
-  first = np.repeat(known[:1], time_stride - 1, axis=0)  # the first latent is one frame
+  if not canvas.loop:  # the first latent is one frame
+    known = np.concatenate([known[:1]] * (time_stride - 1) + [known])
   return reduce(
-    np.concatenate([first, known]), "(t p) (h q) (w r) -> t h w", "min",
+    known, "(t p) (h q) (w r) -> t h w", "min",
     p=time_stride, q=space_stride, r=space_stride,
   )  # fmt: skip

@@ -13,6 +13,7 @@ from sora_jax.interop import native
 from sora_jax.models.vae import VideoVAE, decode_latents, encode_video
 from sora_jax.typing import Array, Bool, Float, Params, UInt8
 
+CHUNK = 16  # latent frames at a time: memory does not grow with the clip
 Grid = Float[Array, "b lt lh lw z"] | Float[np.ndarray, "b lt lh lw z"]
 
 
@@ -39,11 +40,16 @@ class Codec:
     pixels = to_float(video)
     if known is not None:
       pixels = np.where(known[..., None], pixels, np.float32(0))
-    return np.asarray(encode_video(self.vae, self.params, jnp.asarray(pixels)))
+    return np.asarray(encode_video(self.vae, self.params, jnp.asarray(pixels), CHUNK))
 
-  def decode(self, latents: Grid) -> UInt8[np.ndarray, "b t h w 3"]:
-    """Videos of latents."""
-    return to_uint8(decode_latents(self.vae, self.params, jnp.asarray(latents)))
+  def decode(self, latents: Grid, loop: bool = False) -> UInt8[np.ndarray, "b t h w 3"]:
+    """Videos of latents; a loop is decoded after a round of it that only warms up."""
+    latents = jnp.asarray(latents)
+    frames = latents.shape[1] * self.vae.time_stride
+    if loop:
+      latents = jnp.concatenate([latents, latents], axis=1)
+    video = to_uint8(decode_latents(self.vae, self.params, latents, CHUNK))
+    return video[:, -frames:] if loop else video
 
   def reconstruct(self, video: UInt8[np.ndarray, "b t h w 3"]) -> UInt8[np.ndarray, "b t h w 3"]:
     """What the autoencoder keeps of videos of any number of frames."""

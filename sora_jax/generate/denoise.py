@@ -17,10 +17,11 @@ from tqdm import tqdm
 from sora_jax.data.packing import Packer
 from sora_jax.diffusion import conditioning
 from sora_jax.diffusion import sampler as solvers
-from sora_jax.diffusion.conditioning import Stretch
+from sora_jax.diffusion.conditioning import TIME_STRIDE, Stretch
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.process import corrupt
 from sora_jax.diffusion.time import LevelSampler, schedule
+from sora_jax.generate.story import Story
 from sora_jax.models.dit import DiT
 from sora_jax.models.patch import Patch, grid_shape, unpatchify
 from sora_jax.models.text import Prompts, TextEncoder
@@ -46,12 +47,14 @@ class Window:
     known: the latents that stay.
     stretches: per sample, what else is known, encoded alone.
     strength: the noise level that unknown latents start from.
+    loop: whether the last latent is followed by the first.
   """
 
   latents: Float[np.ndarray, "b lt lh lw z"]
   known: Bool[np.ndarray, "lt lh lw"]
   stretches: Sequence[Sequence[Stretch]]
   strength: float = 1.0
+  loop: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Denoiser:
     window: Window,
     first: int,
     *,
-    texts: Sequence[str],
+    stories: Sequence[Story],
     negative: str,
     seed: int,
     samples: np.ndarray,
@@ -94,34 +97,35 @@ class Denoiser:
     """The latents of a window: known ones as they were, the others made.
 
     Args:
-      window, first: what is known, and the first latent's place in the whole clip.
-      texts, negative: a prompt per sample ("": none), and the one that guidance leads away from.
+      window, first: what is known, and the first frame's place in the whole clip.
+      stories, negative: what each sample follows, and what guidance leads away from ("": none).
       seed, samples: noise depends on these and on a latent's place.
       bar: is moved by one for each call of the model.
     """
     lt, lh, lw, z = window.latents.shape[1:]
-    noise = solvers.initial_noise(seed, samples, lt, lh, lw, z, first)
+    noise = solvers.initial_noise(seed, samples, lt, lh, lw, z, first // TIME_STRIDE)
     known = whole_patches(window.known, self.dit.patch)
     noisy = corrupt(jnp.asarray(window.latents), noise, jnp.asarray(window.strength))
     start = np.where(known[..., None], window.latents, np.asarray(noisy))
     lay = functools.partial(
       conditioning.layout, patch=self.dit.patch, fps=self.request["fps"], known=known,
-      cond_features=self.dit.cond_features,
+      loop=window.loop, cond_features=self.dit.cond_features,
     )  # fmt: skip
+    seconds = (first + TIME_STRIDE * np.arange(lt)) / self.request["fps"]
     given, against = (
       [
         lay(x, stretches=s, prompt=p)
         for x, s, p in zip(start, window.stretches, prompts, strict=True)
       ]
-      for prompts in (texts, [negative] * len(texts))
+      for prompts in ([story.at(seconds) for story in stories], [negative] * len(stories))
     )
     packer = Packer(
-      rows=len(texts), length=len(given[0].values), cond_rows=len(given[0].cond),
-      text_length=self.prompts.length,
+      rows=len(stories), length=len(given[0].values), cond_rows=len(given[0].cond),
+      text_length=self.prompts.length * max(1, *(len(sample.prompts) for sample in given)),
     )  # fmt: skip
     batches = [packer.fill([[s] for s in samples], self.prompts) for samples in (given, against)]
     guidance = self.guidance
-    if all(text == negative for text in texts):
+    if all(one.prompts == other.prompts for one, other in zip(given, against, strict=True)):
       guidance = dataclasses.replace(guidance, scale=1.0)  # nothing to lead away from
     latent = known.shape
     table = self.table(latent, window.strength)

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from sora_jax.data import images, video
+from sora_jax.diffusion.conditioning import TIME_STRIDE
 from sora_jax.errors import UserError
-from sora_jax.generate import tasks
-from sora_jax.generate.canvas import Canvas
+from sora_jax.generate import damage, tasks
+from sora_jax.generate.canvas import Canvas, runs
 from sora_jax.typing import Bool, Clip, UInt8
 
 Fitted = UInt8[np.ndarray, "t _ _ 3"]
@@ -23,8 +24,11 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
   "generate": ((), ("--frames",)),
   "animate": (("--image",), ("--frames",)),
   "extend": (("one --video",), ("--frames", "--direction")),
+  "loop": ((), ("one --video", "--frames")),
+  "storyboard": (("--storyboard",), ("--frames",)),
   "connect": (("two --video",), ("--frames",)),
-  "fill": (("one --video", "--missing"), ()),
+  "blend": (("two --video",), ("--strength",)),
+  "fill": (("one --video",), ("--missing",)),
   "inpaint": (("one --video", "--mask"), ()),
   "outpaint": (("one --video", "--size"), ()),
   "edit": (("one --video",), ("--mask", "--strength")),
@@ -40,7 +44,8 @@ class Inputs:
 
   Attributes:
     image, videos, mask: files; the mask is an image, white where something is to be made.
-    missing: frames such as "3-7,12", counted from 0.
+    missing: frames such as "3-7,12", counted from 0; None: those that look damaged.
+    storyboard: a file for `Story.read`.
     direction, strength: of `tasks.extend` and `tasks.edit`.
     frames: how many to make. size: (height, width) of the result.
     fps: rate of the result; None keeps that of the input.
@@ -51,6 +56,7 @@ class Inputs:
   videos: Sequence[str] = ()
   mask: str | None = None
   missing: str | None = None
+  storyboard: str | None = None
   direction: str | None = None
   strength: float | None = None
   frames: int | None = None
@@ -65,7 +71,8 @@ class Inputs:
     given = {
       "--image": self.image is not None, "one --video": len(self.videos) == 1,
       "two --video": len(self.videos) == 2, "--mask": self.mask is not None,
-      "--missing": self.missing is not None, "--size": self.size is not None,
+      "--missing": self.missing is not None, "--storyboard": self.storyboard is not None,
+      "--size": self.size is not None,
       "--frames": self.frames is not None, "--direction": self.direction is not None,
       "--strength": self.strength is not None,
       "more than two --video": len(self.videos) > 2,
@@ -81,7 +88,7 @@ class Inputs:
       raise UserError(f"Unknown fit {self.fit!r}: choose one of {', '.join(images.FITS)}.")
     tasks.check(self.direction or "forward", STRENGTH if self.strength is None else self.strength)
     self._pairs()
-    for path in (self.image, *self.videos, self.mask):
+    for path in (self.image, *self.videos, self.mask, self.storyboard):
       if path is not None and not Path(path).exists():
         raise UserError(f"{path} does not exist.")
 
@@ -98,35 +105,54 @@ class Inputs:
       UserError: an input is missing, superfluous, unreadable or does not fit the others.
     """
     self.check(task)
-    if task == "generate":
+    count = self.frames if self.frames is not None else frames // 2
+    if task == "loop" and not self.videos:
+      count = self.frames if self.frames is not None else frames // TIME_STRIDE * TIME_STRIDE
+      return tasks.loop(count, self.size or size), self.fps or fps
+    if task in ("generate", "storyboard"):
       return None, self.fps or fps
-    fit = lambda clip: self._fit(clip, step, size)  # noqa: E731
     if task == "animate":
-      image, _ = video.read(str(self.image), frames=1)
+      image, _ = self._read(str(self.image), step, size, frames=1)
       count = frames if self.frames is None else self.frames
-      return tasks.animate(fit(image)[0], count), self.fps or fps
-    clip, rate = video.read(self.videos[0], fps=self.fps)
-    count = frames // 2 if self.frames is None else self.frames
+      return tasks.animate(image[0], count), self.fps or fps
     if task == "outpaint":
       assert self.size is not None
       if any(side % step for side in self.size):
         larger = "x".join(str(-(-side // step) * step) for side in self.size)
         raise UserError(f"Height and width must be multiples of {step}: use {larger}.")
+      clip, rate = video.read(self.videos[0], fps=self.fps)
       return tasks.outpaint(clip, self.size), rate
-    fitted = fit(clip)
-    mask = self._mask(clip, fitted) if self.mask else None
+    clip, rate = self._read(self.videos[0], step, size)
+    strength = STRENGTH if self.strength is None else self.strength
+    if task in ("connect", "blend"):
+      second, _ = video.read(self.videos[1], size=clip.shape[1:3], fps=rate, fit=self.fit)
+      if task == "blend":
+        return tasks.blend(clip, second, strength), rate
+      return tasks.connect(clip, second, count), rate
     if task == "extend":
-      return tasks.extend(fitted, count, self.direction or "forward"), rate
-    if task == "connect":
-      second, _ = video.read(self.videos[1], fps=rate)
-      second = images.resize(second, fitted.shape[1], fitted.shape[2], self.fit)
-      return tasks.connect(fitted, second, count), rate
+      return tasks.extend(clip, count, self.direction or "forward"), rate
+    if task == "loop":
+      return tasks.loop_of(clip, count), rate
     if task == "fill":
-      return tasks.fill(fitted, self._pairs()), rate
+      if self.missing is None:
+        return self._mend(clip), rate
+      return tasks.fill(clip, self._pairs()), rate
+    mask = self._mask(clip) if self.mask else None
     if task == "inpaint":
       assert mask is not None
-      return tasks.inpaint(fitted, mask), rate
-    return tasks.edit(fitted, self.strength or STRENGTH, mask), rate
+      return tasks.inpaint(clip, mask), rate
+    return tasks.edit(clip, strength, mask), rate
+
+  def _mend(self, clip: Clip) -> Canvas:
+    """What is damaged in a clip is to be made; says what that is."""
+    damaged = damage.find(clip)
+    if not damaged.any():
+      raise UserError(f"{self.videos[0]} shows no damage: name the frames to make with --missing.")
+    whole = np.asarray(damaged.all(axis=(1, 2)))
+    frames = ", ".join(f"{run.start}-{run.stop - 1}" for run in runs(whole)) or "none"
+    bands = np.flatnonzero(damaged.any(axis=(1, 2)) & ~whole)
+    print(f"damaged: frames {frames}; bands in {len(bands)} others", file=sys.stderr)
+    return tasks.inpaint(clip, damaged)
 
   def _pairs(self) -> list[tuple[int, int]]:
     """The first and last frame of each range in `missing`."""
@@ -138,24 +164,35 @@ class Inputs:
       pairs.append((int(match[1]), int(match[2] or match[1])))
     return pairs
 
-  def _fit(self, clip: Clip, step: int, size: tuple[int, int]) -> Fitted:
-    """A clip at the wanted size, by default one near its own that the model can do."""
-    own = clip.shape[1:3]
+  def _read(
+    self, path: str, step: int, size: tuple[int, int], frames: int | None = None
+  ) -> tuple[Fitted, float]:
+    """A clip and its rate, decoded at the wanted size: by default near its own, if not too large.
+
+    So a long film in 4K takes the memory of a small one.
+    """
+    info = video.probe(path)
+    own = (info.height, info.width)
     area, usual = own[0] * own[1], size[0] * size[1]
     scale = (usual / area) ** 0.5 if area > LARGEST * usual else 1.0
     near = (max(1, round(own[0] * scale / step)), max(1, round(own[1] * scale / step)))
     height, width = self.size or (near[0] * step, near[1] * step)
     if (height, width) != own:
       print(f"resized {own[0]}x{own[1]} to {height}x{width} ({self.fit})", file=sys.stderr)
-    return images.resize(clip, height, width, self.fit)
+    if info.audio:
+      print(f"the sound of {path} is left out", file=sys.stderr)
+    return video.read(path, frames=frames, size=(height, width), fps=self.fps, fit=self.fit)
 
-  def _mask(self, clip: Clip, fitted: Fitted) -> Bool[np.ndarray, "_ _"]:
-    """The mask of a clip, brought to the size that the clip was brought to."""
+  def _mask(self, clip: Clip) -> Bool[np.ndarray, "_ _"]:
+    """The mask of the video, brought to the size that its clip was brought to."""
+    info = video.probe(self.videos[0])
     mask, _ = video.read(str(self.mask), frames=2)
     if len(mask) > 1:
       raise UserError(f"The mask {self.mask} moves: give a still image.")
-    if mask.shape[1:3] != clip.shape[1:3]:
-      sizes = [f"{x.shape[1]}x{x.shape[2]}" for x in (mask, clip)]
-      raise UserError(f"The mask is {sizes[0]} but the video is {sizes[1]}: give one of its size.")
-    height, width = fitted.shape[1:3]
+    if mask.shape[1:3] != (info.height, info.width):
+      raise UserError(
+        f"The mask is {mask.shape[1]}x{mask.shape[2]} but the video is "
+        f"{info.height}x{info.width}: give one of its size."
+      )
+    height, width = clip.shape[1:3]
     return images.resize(mask, height, width, self.fit)[0].mean(-1) > 127

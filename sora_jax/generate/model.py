@@ -24,6 +24,7 @@ from sora_jax.generate.canvas import Canvas, Plan, blank
 from sora_jax.generate.codec import Codec, Grid
 from sora_jax.generate.complete import complete
 from sora_jax.generate.denoise import SAMPLING, Denoiser
+from sora_jax.generate.story import Story
 from sora_jax.interop import native, wordpieces
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import Prompts, TextEncoder
@@ -49,7 +50,7 @@ class VideoModel:
 
   def sample(
     self,
-    prompts: str | Sequence[str] = "",
+    prompts: str | Story | Sequence[str | Story] = "",
     *,
     canvas: Canvas | None = None,
     negative: str = "",
@@ -67,13 +68,14 @@ class VideoModel:
     """Makes a video of each prompt, around what is given.
 
     Args:
-      prompts: one, or several; the result has a batch axis if they are a sequence. With a canvas
-        they may be empty.
+      prompts: one, or several; the result has a batch axis if they are a sequence. A story has
+        prompts for stretches of time. With a canvas they may be empty.
       canvas: what is known (`generate.tasks`): one clip for all prompts or one for each. It sets
         the size and length. Known frames are shown as decoded from their latents.
       negative: what guidance leads away from, in the place of "no prompt".
       seed: sample i of a seed has the same noise at any batch size.
-      frames: 4k+1; 1 makes an image. With a canvas: how many to make at a time, if it is longer.
+      frames: 4k+1; 1 makes an image. With a canvas: how many to make at a time, if it is longer
+        (None: as many as the longest clips of training had).
       size: (height, width). fps: frame rate to move at.
       sampler, steps, guidance, shift: of the ODE solver; None takes the checkpoint's.
       batch_size: videos made at a time.
@@ -84,34 +86,40 @@ class VideoModel:
     """
     size = size if canvas is None else canvas.video.shape[2:4]
     request = self.request(frames, size, fps, sampler, steps, guidance, shift)
-    texts = [text.strip() for text in ([prompts] if isinstance(prompts, str) else prompts)]
-    if not texts:
+    told = [prompts] if isinstance(prompts, str | Story) else list(prompts)
+    stories = [Story.of(one) for one in told]
+    if not stories:
       raise UserError("There are no prompts.")
+    texts = [text for story in stories for text in story.prompts]
     # Refuses empty and overlong prompts before any work.
-    self.prompts(texts if canvas is None else [text for text in texts if text])
+    self.prompts(texts if canvas is None or canvas.loop else [text for text in texts if text])
     self._warn_of_unknown_words(texts)
     canvas = canvas or blank(1, request["frames"], tuple(request["size"]))
-    if len(canvas.video) not in (1, len(texts)):
-      raise UserError(f"There are {len(canvas.video)} videos for {len(texts)} prompts.")
+    if len(canvas.video) not in (1, len(stories)):
+      raise UserError(f"There are {len(canvas.video)} videos for {len(stories)} prompts.")
 
-    plan = Plan.of(canvas, request["frames"], self.vae.time_stride)
+    last, seconds = max(s.starts[-1] for s in stories), len(canvas.known) / request["fps"]
+    if last >= seconds:
+      raise UserError(f"The last prompt begins at {last:g} s but the video ends at {seconds:g} s.")
+    plan = Plan.of(canvas, request["longest"], self.vae.time_stride)
     denoiser = self._denoiser(request)
-    latent = self.vae.latent_shape(plan.length, *request["size"])
+    lt, lh, lw = self.vae.latent_shape(plan.length + canvas.loop, *request["size"])
+    latent = (lt - canvas.loop, lh, lw)  # a loop has no special first latent
     calls = len(denoiser.table(latent, canvas.strength)) * len(plan.starts)
-    batches = -(-len(texts) // batch_size)
+    batches = -(-len(stories) // batch_size)
     videos = []
     with tqdm(total=calls * batches, desc="sampling", unit="call", disable=not progress) as bar:
-      for first in range(0, len(texts), batch_size):
-        samples = np.arange(first, first + min(batch_size, len(texts)))
-        chosen = np.minimum(samples, len(texts) - 1)  # a last, smaller batch is filled up
+      for first in range(0, len(stories), batch_size):
+        samples = np.arange(first, first + min(batch_size, len(stories)))
+        chosen = np.minimum(samples, len(stories) - 1)  # a last, smaller batch is filled up
         denoise = functools.partial(
-          denoiser, texts=[texts[i] for i in chosen], negative=negative, seed=seed,
+          denoiser, stories=[stories[i] for i in chosen], negative=negative, seed=seed,
           samples=samples, bar=bar,
         )  # fmt: skip
         made = complete(canvas.of(chosen), plan, request["fps"], self.codec, denoise)
-        videos.append(made[: len(texts) - first])
+        videos.append(made[: len(stories) - first])
     stacked = np.concatenate(videos)
-    return stacked[0] if isinstance(prompts, str) else stacked
+    return stacked[0] if isinstance(prompts, str | Story) else stacked
 
   def request(
     self,
@@ -134,6 +142,8 @@ class VideoModel:
     )  # fmt: skip
     request = SAMPLING | dict(self.config["sampling"])
     request |= {k: v for k, v in given.items() if v is not None}
+    if frames is not None or "longest" not in request:
+      request["longest"] = request["frames"]
     self.vae.latent_shape(request["frames"], *request["size"])
     if any(side % self.step for side in request["size"]):
       nearest = "x".join(str(max(1, round(x / self.step)) * self.step) for x in request["size"])

@@ -5,13 +5,14 @@ video = model.sample("a red ball rolls to the left", canvas=tasks.animate(image,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.generate.canvas import Canvas
+from sora_jax.generate.canvas import Canvas, blank
 from sora_jax.typing import Bool, Clip, Frame, UInt8
 
 DIRECTIONS = ("forward", "backward", "both")
@@ -37,14 +38,32 @@ def extend(video: Clip, frames: int, direction: str = "forward") -> Canvas:
 
 def connect(first: Clip, second: UInt8[np.ndarray, "_ _ _ 3"], frames: int) -> Canvas:
   """A passage of `frames` from the end of one video to the beginning of another."""
-  if first.shape[1:] != second.shape[1:]:
-    sizes = ("{}x{}".format(*video.shape[1:3]) for video in (first, second))
-    raise UserError("The videos are {} and {}: bring them to one size.".format(*sizes))
+  _one_size(first, second)
   if frames < 1:
     raise UserError(f"A passage has at least one frame, not {frames}.")
   start = len(first) + frames
   places = [(slice(len(first)), first), (slice(start, None), second)]
   return _placed(places, (start + len(second), *first.shape[1:3]))
+
+
+def loop(frames: int, size: tuple[int, int]) -> Canvas:
+  """A video without beginning or end, from a prompt alone."""
+  return dataclasses.replace(blank(1, frames, size), loop=True)
+
+
+def loop_of(video: Clip, frames: int) -> Canvas:
+  """A video and a passage of `frames` from its end to its beginning."""
+  return dataclasses.replace(connect(video, video, frames), shown=len(video) + frames)
+
+
+def blend(first: Clip, second: UInt8[np.ndarray, "_ _ _ 3"], strength: float) -> Canvas:
+  """The first video's content passing into the second's, in as many frames as both have."""
+  check(strength=strength)
+  _one_size(first, second)
+  frames = min(len(first), len(second))
+  weight = np.linspace(0.0, 1.0, frames)[:, None, None, None]
+  mixed = (1 - weight) * first[:frames] + weight * second[:frames]
+  return Canvas(mixed.round().astype(np.uint8)[None], np.zeros(mixed.shape[:3], bool), strength)
 
 
 def fill(video: Clip, missing: Sequence[tuple[int, int]]) -> Canvas:
@@ -90,6 +109,12 @@ def check(direction: str = "forward", strength: float = 0.5) -> None:
     raise UserError(f"Unknown direction {direction!r}: choose one of {', '.join(DIRECTIONS)}.")
   if not 0 < strength < 1:
     raise UserError(f"The strength is {strength:g} but must be between 0 and 1.")
+
+
+def _one_size(first: Clip, second: np.ndarray) -> None:
+  if first.shape[1:] != second.shape[1:]:
+    sizes = ("{}x{}".format(*video.shape[1:3]) for video in (first, second))
+    raise UserError("The videos are {} and {}: bring them to one size.".format(*sizes))
 
 
 def _placed(places: Sequence[tuple[Any, np.ndarray]], shape: tuple[int, int, int]) -> Canvas:

@@ -2,7 +2,8 @@
 
 Parameters: `dit`, the transformer, and `text`, the encoder trained with it over a frozen table of
 word pieces. Every batch draws from the mixture of conditions of `diffusion.conditioning`, so the
-model learns all tasks at once; images are videos of one frame.
+model learns all tasks at once; images are videos of one frame. Clips come in the shapes of
+`config.data.shapes`, all of them in the same packed sequences.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class T2VRecipe:
     return flow_matching(model, tokens, key)
 
   @functools.cached_property
-  def cache(self) -> RecordSource:
-    """The encoded clips; encoding them the first time.
+  def caches(self) -> dict[str, RecordSource]:
+    """The encoded clips of each shape that has a share; encoding them the first time.
 
     Raises:
       UserError: the autoencoder is not that of the model, or the clips cannot be had.
@@ -83,10 +84,30 @@ class T2VRecipe:
         f"The latents of {self.config.vae} have {vae.z_channels} channels and those of the "
         f"transformer {self.dit.channels}: set model.channels={vae.z_channels}."
       )
-    return encode.cache(
-      Path(data.cache), vae, params, data.sources, clips=data.clips, frames=data.frames,
-      size=tuple(data.size), fps=data.fps, seed=self.config.seed,
-    )  # fmt: skip
+    caches = {}
+    for name in self.shares:
+      shape = dict(data.shapes[name])
+      del shape["share"]
+      sources = shape.pop("sources", data.sources)
+      shape["size"] = tuple(shape["size"])
+      caches[name] = encode.cache(
+        Path(data.cache), vae, params, sources, seed=self.config.seed, **shape
+      )
+    return caches
+
+  @property
+  def shares(self) -> dict[str, float]:
+    """How much of the samples each shape has, of those that have any; the largest first."""
+    shapes = self.config.data.shapes
+    shares = {name: float(shape.share) for name, shape in shapes.items() if shape.share > 0}
+    if not shares:
+      raise UserError("No shape of clips has a share: set config.data.shapes.NAME.share above 0.")
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+  @property
+  def usual(self) -> ConfigDict:
+    """The shape with the largest share: what a request that says nothing gets."""
+    return self.config.data.shapes[next(iter(self.shares))]
 
   def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
     data = self.config.data
@@ -97,8 +118,12 @@ class T2VRecipe:
       levels=config_lib.build(LevelSampler, self.config.levels),
       cond_features=self.dit.cond_features,
     )
-    clips = grain.MapDataset.source(self.cache).seed(self.config.seed).shuffle()
-    clips = clips[process_index::process_count].repeat().random_map(draw)
+    parts = []
+    for number, name in enumerate(sorted(self.shares)):
+      part = grain.MapDataset.source(self.caches[name]).seed(self.config.seed + number).shuffle()
+      parts.append(part[process_index::process_count].repeat())
+    clips = grain.MapDataset.mix(parts, [self.shares[name] for name in sorted(self.shares)])
+    clips = clips.seed(self.config.seed).random_map(draw)
     pack = functools.partial(_pack, packer=self.packer, prompts=self.prompts)
     batch = data.samples // process_count
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch)
@@ -112,12 +137,12 @@ class T2VRecipe:
       params={"vae": vae_params, **params}, config=self.description(),
     )  # fmt: skip
     prompts = list(self.config.preview)
-    videos = model.sample(prompts, seed=0, frames=self.config.data.frames)
+    videos = model.sample(prompts, seed=0, frames=self.usual.frames)
     return {"samples": np.concatenate(list(videos), axis=2)}
 
   def description(self) -> dict[str, Any]:
     """The config.json of an exported checkpoint."""
-    data = self.config.data
+    usual, shapes = self.usual, self.config.data.shapes
     source = native.read_config(native.find(self.config.vae))
     return {
       "vae": source["vae"],
@@ -127,7 +152,11 @@ class T2VRecipe:
       "known_words": sorted(self.prompts.known_words),
       "sampling": SAMPLING
       | dict(
-        frames=data.frames, size=list(data.size), fps=data.fps, shift=self.config.levels.shift
+        frames=usual.frames,
+        size=list(usual.size),
+        fps=usual.fps,
+        longest=max(shapes[name].frames for name in self.shares if not shapes[name].loop),
+        shift=self.config.levels.shift,
       ),
       "training": self.config.to_dict() | {"commit": commit()},
     }
@@ -176,5 +205,6 @@ def build(config: ConfigDict) -> T2VRecipe:
     packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size),
   )
   recipe.prompts.cut = True
-  recipe.prompts.known_words = frozenset(recipe.cache.info["words"])
+  words = (cache.info["words"] for cache in recipe.caches.values())
+  recipe.prompts.known_words = frozenset().union(*words)
   return recipe

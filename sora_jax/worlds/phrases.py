@@ -37,37 +37,55 @@ NUMBERS: dict[int, Choices] = {
 }
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 TOWERS = _table("a stack|a tower", "a pile|a tall stack")
-ROLLS = _table("rolls|rolls|moves", "travels")
-SLIDES = _table("slides|slides|moves", "glides|travels")
+ROLLS = _table("rolls|rolls|moves|goes", "travels")
+SLIDES = _table("slides|slides|moves|goes", "glides|travels")
 
 EVENTS: dict[str, Choices] = {
   "across": _table(
     "{main} {goes} to the {side}|{main} {goes} from {other} to {side}|"
     "{main} {goes} {side}|{main} {goes} across the floor to the {side}|"
-    "{main} {goes} from the {other} to the {side}",
+    "{main} {goes} from the {other} to the {side}|"
+    "to the {side} {goes} {main}|"
+    "we see how {main} {goes} {side}|"
+    "from the {other}, {main} {goes} to the {side}|"
+    "{main} makes its way to the {side}",
     "{main} {goes} off toward the {side}|{main} crosses the scene from {other} to {side}|"
     "going {side}: {main}|{main} heads to the {side} side",
   ),
   "toward": _table(
     "{main} {goes} toward the camera|{main} {goes} towards us|{main} {goes} toward the viewer|"
-    "{main} comes closer to the camera",
+    "{main} comes closer to the camera|"
+    "{main} gets nearer to the camera|"
+    "towards us {goes} {main}|"
+    "{main} {goes} closer and closer",
     "{main} approaches the camera|{main} {goes} from the back to the front|{main} is coming at us",
   ),
   "away": _table(
     "{main} {goes} away from the camera|{main} {goes} away from us|"
-    "{main} {goes} away into the distance|{main} {goes} off to the back",
+    "{main} {goes} away into the distance|{main} {goes} off to the back|"
+    "{main} moves off into the background|"
+    "away from us {goes} {main}|"
+    "{main} gets smaller as it {goes} away",
     "{main} leaves the viewer and goes into the distance|"
     "{main} {goes} from the front to the back|{main} goes further and further away",
   ),
   "falls": _table(
     "{main} falls to the floor|{main} falls down and stays there|{main} drops to the ground|"
-    "{main} falls from above and lands|{main} drops from above onto the floor",
+    "{main} falls from above and lands|{main} drops from above onto the floor|"
+    "{main} plunges to the floor|"
+    "{main} comes down from above|"
+    "high up, {main} begins to fall|"
+    "through the air {main} falls to the floor",
     "{main} drops down from the sky|{main} is falling until it hits the ground|"
     "from above, {main} falls down",
   ),
   "bounces": _table(
     "{main} bounces up and down|{main} bounces on the floor|{main} is bouncing|"
-    "{main} drops and bounces back up",
+    "{main} drops and bounces back up|"
+    "{main} rebounds from the floor|"
+    "again and again, {main} bounces|"
+    "{main} springs up from the floor|"
+    "up and down bounces {main}",
     "{main} hops up and down on the ground|{main} keeps bouncing|{main} jumps up and down",
   ),
   "passes": _table(
@@ -75,7 +93,10 @@ EVENTS: dict[str, Choices] = {
     "{main} {goes} behind a wall and reappears on the {side}|"
     "{main} passes behind the wall to the {side}|"
     "{main} disappears behind the wall and comes out on the {side}|"
-    "{main} {goes} {side} and passes behind a wall",
+    "{main} {goes} {side} and passes behind a wall|"
+    "{main} is hidden by the wall for a moment and emerges on the {side}|"
+    "behind the wall {goes} {main}, and out on the {side}|"
+    "on its way {side}, {main} disappears behind the wall for a while",
     "{main} goes in behind the wall on the {other} and shows up again on the {side}|"
     "{main} vanishes behind a wall, then appears on the {side}|"
     "going {side}, {main} passes behind the wall and comes back into view",
@@ -83,47 +104,70 @@ EVENTS: dict[str, Choices] = {
   "hides": _table(
     "{main} {goes} behind the wall and stays there|{main} hides behind the wall|"
     "{main} {goes} behind a wall and does not come out|"
-    "{main} disappears behind the wall and stays hidden",
+    "{main} disappears behind the wall and stays hidden|"
+    "{main} is gone behind the wall|"
+    "behind a wall {goes} {main} and is not seen again",
     "{main} goes behind a wall and remains out of sight|"
     "{main} vanishes behind the wall and never comes back",
   ),
   "control": _table(
     "{main} rests beside the wall and nothing moves|{main} stays next to a wall|"
     "{main} stands still beside the wall, nothing comes out|"
-    "{main} does not move, nothing comes out from behind the wall",
+    "{main} does not move, nothing comes out from behind the wall|"
+    "{main} waits beside the wall|"
+    "beside a wall {main} rests|"
+    "{main} keeps still, and so does the wall",
     "{main} sits still by the wall|next to the wall {main} just stays where it is",
   ),
   "rest": _table(
     "{main} stands still|{main} rests on the floor|{main} stays still|"
-    "a still life with {main} in the middle",
+    "a still life with {main} in the middle|"
+    "{main} is not moving|"
+    "a quiet scene with {main}|"
+    "nothing moves, not even {main}",
     "{main} sits motionless|{main} just stays where it is",
   ),
   "hits": _table(
     "{main} {goes} {side} and hits {target}|{main} {goes} to the {side} and bumps into {target}|"
     "{main} {goes} to the {side} and knocks {target} away|"
-    "{main} hits {target} from the {other} and pushes it to the {side}",
+    "{main} hits {target} from the {other} and pushes it to the {side}|"
+    "{main} {goes} {side} into {target}|"
+    "{target} is hit by {main} and moves to the {side}|"
+    "{main} slams into {target} on its way {side}",
     "{main} collides with {target} while moving {side}|"
     "going {side}, {main} runs into {target}|{main} strikes {target} to the {side}",
   ),
   "pushed": _table(
     "{main} is pushed to the {side} and stays there|a paddle pushes {main} to the {side}|"
     "a dark paddle pushes {main} {side} and goes back|"
-    "{main} is pushed {side} by a paddle and stays where it was pushed",
+    "{main} is pushed {side} by a paddle and stays where it was pushed|"
+    "{main} is moved to the {side} by a paddle|"
+    "to the {side} a paddle pushes {main}|"
+    "something pushes {main} {side}",
     "{main} gets shoved to the {side} and remains there|"
     "a flat paddle shoves {main} from {other} to {side}",
   ),
   "topples": _table(
-    "{main} topples over|{main} falls over|{main} collapses|{main} tips over and falls down",
+    "{main} topples over|{main} falls over|{main} collapses|{main} tips over and falls down|"
+    "{main} loses its balance and falls|"
+    "down falls {main}|"
+    "{main} gives way and tips over",
     "{main} comes tumbling down|{main} tumbles over|{main} crashes to the ground",
   ),
   "swings": _table(
     "{main} swings on a string|{main} swings back and forth|{main} hangs on a string and swings|"
-    "{main} swings left and right like a pendulum",
+    "{main} swings left and right like a pendulum|"
+    "hanging from a string, {main} swings|"
+    "{main} sways left and right on a string|"
+    "{main} dangles from a string, back and forth",
     "a pendulum with {main} swings from side to side|{main} is swinging to and fro on a rope",
   ),
   "circles": _table(
     "{main} circles around {target}|{main} orbits {target}|{main} goes around {target}|"
-    "{main} moves in circles around {target}",
+    "{main} moves in circles around {target}|"
+    "{main} revolves around {target}|"
+    "around {target} circles {main}|"
+    "{main} moves around {target} again and again",
     "{main} travels in a ring around {target}|{main} keeps circling {target}",
   ),
 }
@@ -163,16 +207,23 @@ CAMERAS: dict[str, Choices] = {
 LOOKS: dict[str, Choices] = {
   "line": _table(
     "in a line drawing, {text}|{text}, as a line drawing|line drawing: {text}|"
-    "{text}, drawn with ink lines",
+    "{text}, drawn with ink lines|"
+    "hand-drawn lines: {text}|"
+    "{text}, black lines on paper|"
+    "black and white lines: {text}",
     "{text}, in the style of an ink sketch|{text}, rendered as a line sketch",
   ),
   "pixel": _table(
-    "in pixel art, {text}|{text}, in pixel art style|pixel art: {text}|{text}, as pixel art",
+    "in pixel art, {text}|{text}, in pixel art style|pixel art: {text}|{text}, as pixel art|"
+    "{text}, pixelated|in coarse pixels, {text}|{text}, as in 8-bit graphics",
     "{text}, like an old pixel video game|{text}, drawn in big pixels",
   ),
   "mono": _table(
     "a monochrome video in which {text}|{text}, in monochrome|monochrome: {text}|"
-    "{text}, in shades of a single colour",
+    "{text}, in shades of a single colour|"
+    "all in one hue: {text}|"
+    "{text}, in one colour only|"
+    "{text}, tinted",
     "{text}, in a single tint|a one-colour monochrome picture in which {text}",
   ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -97,6 +98,26 @@ class WorldSource:
     levels = [0, 0, 1, 1, 2] if self.level is None else [self.level] * 3
     more = [captions.describe(spec, level, rng, self.wording) for level in levels]
     return [self.caption(index, spec), *more]
+
+  def clip(
+    self,
+    index: int,
+    rng: np.random.Generator,
+    frames: int,
+    fps: float | None = None,
+    size: tuple[int, int] | None = None,
+    short: str = "skip",
+  ) -> dict[str, Any]:
+    """Item `index` of the source that has this shape in the place of its own: nothing is resized.
+
+    A world is as long as it is asked to be, so there is no window to draw and none too short.
+    """
+    del rng, short
+    other = copy.copy(self)
+    other.frames, other.fps = frames, fps or self.fps
+    other.height, other.width = size or (self.height, self.width)
+    check_size(other.frames, other.height, other.width, other.fps)
+    return other[index]
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     index = operator.index(index)

@@ -1,13 +1,16 @@
 """The latent cache: encoded once, for one encoder, whoever comes second."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sora_jax.data import encode
 from sora_jax.data.records import write_records
+from sora_jax.data.transforms import to_float
 from sora_jax.errors import UserError
-from sora_jax.models.vae import VideoVAE
+from sora_jax.models.vae import VideoVAE, encode_video
+from sora_jax.worlds import WorldSource
 
 VAE = VideoVAE(
   z_channels=4, widths=(6, 8), patch=4, patch_time=4, time_down=(False,), kernel_t=(1, 3),
@@ -39,6 +42,30 @@ def test_latents_depend_on_the_encoder_alone(tmp_path, params):
   other = cached(tmp_path, moved("principal"))
   assert len(list(tmp_path.iterdir())) == 2
   assert not np.array_equal(first[0]["latents"], other[0]["latents"])
+
+
+def test_a_loop_is_encoded_as_if_it_had_always_been_going_on(tmp_path, params):
+  worlds = dict(count=4, seed=0, scenes=("orbit",))
+  shape = dict(clips=2, frames=8, size=(32, 32), fps=8.0)
+  loops = encode.cache(
+    tmp_path, VAE, params, dict(worlds=dict(worlds)), **shape, seed=0, loop=True, batch_size=2
+  )
+  for i in range(2):
+    assert loops[i]["loop"] and loops[i]["latents"].shape == (2, 4, 4, 4)
+    index = int(loops[i]["id"].rpartition("-")[2])
+    video = to_float(WorldSource(**worlds, frames=8, height=32, width=32)[index]["video"])
+    rounds = jnp.concatenate([video[-1:], video, video])[None]
+    latents = np.asarray(encode_video(VAE, params, rounds))[0]
+    np.testing.assert_allclose(latents[1:3], latents[3:], atol=1e-5)
+    np.testing.assert_allclose(loops[i]["latents"], latents[3:], atol=1e-2)  # stored in half
+
+
+def test_a_length_that_is_no_loop_or_no_clip_is_refused(tmp_path, params):
+  shape = dict(clips=2, size=(32, 32), fps=8.0, seed=0)
+  with pytest.raises(UserError, match="A loop has 4k frames, not 5"):
+    encode.cache(tmp_path, VAE, params, SOURCES, frames=5, loop=True, **shape)
+  with pytest.raises(UserError, match=r"A clip has 4k\+1 frames, not 8"):
+    encode.cache(tmp_path, VAE, params, SOURCES, frames=8, **shape)
 
 
 def test_a_run_that_was_overtaken_reads_the_other_ones_clips(tmp_path, params, monkeypatch):

@@ -46,6 +46,22 @@ def test_a_stretch_is_appended_at_the_times_it_covers(rng):
   np.testing.assert_array_equal(levels_of(sample) == 0, [False] * 20 + [True] * 8)
 
 
+def test_a_loop_has_no_first_latent(rng):
+  sample = layout(rng.normal(size=(4, 4, 4, 2)), patch=PATCH, fps=16.0, loop=True)
+  np.testing.assert_array_equal(np.unique(sample.positions[:, 0]), [0.375, 0.875, 1.375, 1.875])
+  np.testing.assert_array_equal(sample.period, np.full(16, 2.0))  # 16 frames at twice the rate
+
+
+def test_each_token_reads_the_prompt_of_its_time(rng):
+  stretch = Stretch(rng.normal(size=(1, 4, 4, 2)), conditioning.latent_times(1, 8.0, 8))
+  sample = layout(
+    rng.normal(size=(4, 4, 4, 2)), patch=PATCH, fps=8.0, stretches=[stretch],
+    prompt=["a", "", "b", "a"],
+  )  # fmt: skip
+  assert sample.prompts == ("a", "b")
+  np.testing.assert_array_equal(sample.prompt[::4], [1, 0, 2, 1, 2])
+
+
 def test_odd_grids_are_padded_to_whole_patches(rng):
   assert layout(rng.normal(size=(2, 3, 5, 2)), patch=PATCH, fps=8.0).values.shape == (2 * 2 * 3, 8)
 
@@ -63,7 +79,8 @@ def clip(rng):
   mask[:, :2] = True
   return dict(
     latents=rng.normal(size=(5, 4, 4, 2)), stretch=rng.normal(size=(2, 4, 4, 2)),
-    stretch_frame=12, fps=8.0, captions=["a", "b"], masked=rng.normal(size=(5, 4, 4, 2)), mask=mask,
+    stretch_frame=12, fps=8.0, loop=False, captions=["a", "b"],
+    masked=rng.normal(size=(5, 4, 4, 2)), mask=mask,
   )  # fmt: skip
 
 
@@ -77,6 +94,25 @@ def test_every_pattern_leaves_something_to_make(rng, pattern):
   assert all(not k.all() for k in known)
   assert all(k.any() for k in known) == (pattern not in ("none", "noise"))
   assert any(len(s.cond) > 2 for s in seen) == (pattern == "noise")
+
+
+@pytest.mark.parametrize("pattern", Mixture().weights)
+def test_of_a_loop_only_what_is_encoded_alone_is_known(rng, pattern):
+  settings = dict(
+    patch=PATCH, mixture=Mixture(weights={pattern: 1.0}, images=0.3), levels=LevelSampler()
+  )
+  record = clip(rng) | dict(loop=True)
+  del record["masked"], record["mask"]
+  for sample in (conditioning.draw(rng, record, **settings) for _ in range(30)):
+    if len(sample.values) == 4:  # an image of a frame: its latent is that of a first one
+      assert (sample.period == 0).all()
+      np.testing.assert_allclose(
+        sample.values, layout(record["stretch"][:1], patch=PATCH, fps=8.0).values
+      )
+    else:
+      assert (sample.period == 5).all()
+      assert (levels_of(sample)[:20] > 0).all()
+      assert len(sample.values) == (28 if pattern == "stretch" else 20)
 
 
 def test_known_values_are_what_the_user_would_have(rng):

@@ -1,16 +1,22 @@
 """What is known stays and has seen nothing unknown; the command line does what the API does."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tqdm import tqdm
 
 from sora_jax.cli import main
 from sora_jax.data import video as files
-from sora_jax.diffusion.conditioning import latent_times
+from sora_jax.data.packing import Packer
+from sora_jax.diffusion.conditioning import latent_times, layout
 from sora_jax.generate import tasks
 from sora_jax.generate.canvas import Canvas
 from sora_jax.generate.complete import give
-from sora_jax.generate.denoise import Denoiser, whole_patches
+from sora_jax.generate.denoise import Denoiser, read_prompts, whole_patches
+from sora_jax.generate.story import Story
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def test_a_known_prefix_is_shown_exactly_as_decoded_whatever_the_solver(model, c
       model.dit, model.text, model.prompts, model.params, model.request(sampler=sampler, steps=3)
     )
     latents = denoiser(
-      window, 0, texts=["a red ball"], negative="", seed=0, samples=np.arange(1),
+      window, 0, stories=[Story.of("a red ball")], negative="", seed=0, samples=np.arange(1),
       bar=tqdm(disable=True),
     )  # fmt: skip
     np.testing.assert_array_equal(latents[:, window.known], window.latents[:, window.known])
@@ -97,6 +103,52 @@ def test_known_frames_after_a_gap_are_shown_as_decoded_from_their_own_latents(mo
   np.testing.assert_array_equal(made[4:], model.reconstruct(clip[None, 4:])[0])
 
 
+def test_a_rolled_loop_is_the_same_loop(model, rng, perturbed):
+  dit = dataclasses.replace(model.dit, absolute=True)
+  latents = rng.normal(size=(4, 4, 4, 4)).astype(np.float32)
+
+  def velocity(latents, loop):
+    sample = layout(latents, patch=dit.patch, fps=8.0, levels=0.5, loop=loop)
+    packer = Packer(rows=1, length=16, cond_rows=1, text_length=1)
+    batch = jax.tree.map(jnp.asarray, packer.fill([[sample]], model.prompts))
+    tokens = read_prompts(model.text, model.params["text"], batch)
+    params = jax.jit(dit.init)(jax.random.key(0), tokens)["params"]
+    params = perturbed(params, jax.random.key(1))
+    return np.asarray(dit.apply({"params": params}, tokens)).reshape(4, 4, -1)
+
+  for loop in (True, False):
+    plain, rolled = velocity(latents, loop), velocity(np.roll(latents, 1, axis=0), loop)
+    same = np.allclose(np.roll(plain, 1, axis=0), rolled, atol=1e-4)
+    assert same == loop
+
+
+def test_a_loop_is_decoded_as_if_it_had_always_been_going_on(model, rng):
+  latents = rng.normal(size=(1, 8, 4, 4, 4)).astype(np.float32)
+  video = model.codec.decode(latents, loop=True).astype(int)
+  assert video.shape == (1, 32, 32, 32, 3)
+  rolled = model.codec.decode(np.roll(latents, 3, axis=1), loop=True)
+  assert np.abs(np.roll(video, 12, axis=1) - rolled).max() <= 1
+
+
+def test_a_loop_of_a_video_shows_it_once(model, clip):
+  canvas = tasks.loop_of(clip[:5], 4)
+  made = model.sample(canvas=canvas, steps=2)
+  assert made.shape == (9, 32, 32, 3)
+  np.testing.assert_array_equal(made[:5], model.reconstruct(clip[None, :5])[0])
+  pasted = canvas.paste(made[None])[0]
+  np.testing.assert_array_equal(pasted[:5], clip[:5])
+  np.testing.assert_array_equal(pasted[5:], made[5:])
+
+
+def test_a_story_is_followed_where_it_is_told(model):
+  plain, same, other = (
+    model.sample(story, frames=9, steps=2)
+    for story in ("red", Story(("red", "red"), (0, 0.5)), Story(("red", "a ball"), (0, 0.5)))
+  )
+  np.testing.assert_array_equal(plain, same)
+  assert (plain[5:] != other[5:]).any()
+
+
 def test_long_canvases_are_made_window_by_window(model, clip):
   made = model.sample("a ball", canvas=tasks.extend(clip, 9), frames=9, steps=2)
   assert made.shape == (18, 32, 32, 3)
@@ -140,6 +192,11 @@ def test_every_task_runs_from_files(call, clip, tmp_path, capsys):
   files.write(b, clip[::-1])
   files.write(mask, np.where(np.arange(32)[:, None, None] < 16, 255, 0).astype(np.uint8)
               * np.ones((1, 32, 32, 3), np.uint8))  # fmt: skip
+  torn, story = tmp_path / "torn.gif", tmp_path / "story.json"
+  still = np.repeat(clip[:1], 9, axis=0)
+  still[4:6], still[7, 20:26] = 0, 255
+  files.write(torn, still)
+  story.write_text('[{"start": 0, "prompt": "red"}, {"start": 0.5, "prompt": "a ball"}]')
   for line, frames, size in (
     (f"--task animate --image {a} --frames 9", 9, 32),
     (f"--task extend --video {a} --frames 3 --direction both --paste", 15, 32),
@@ -149,11 +206,18 @@ def test_every_task_runs_from_files(call, clip, tmp_path, capsys):
     (f"--task outpaint --video {a} --size 48x48", 9, 48),
     (f"red --task edit --video {a} --strength 0.5 --mask {mask}", 9, 32),
     (f"--task variations --video {a} --size 16x16", 9, 16),
+    (f"--task blend --video {a} --video {b}", 9, 32),
+    ("red --task loop --size 16x32 --frames 8", 8, (16, 32)),
+    (f"--task loop --video {a} --frames 3", 12, 32),
+    (f"--task storyboard --storyboard {story} --frames 9", 9, 32),
+    (f"--task fill --video {torn}", 9, 32),
   ):
     assert call(*line.split(), "--json") == 0
     said = capsys.readouterr()
-    assert f'"frames": {frames}, "size": [{size}, {size}]' in said.out
-  assert "resized 32x32 to 16x16" in said.err
+    height, width = (size, size) if isinstance(size, int) else size
+    assert f'"frames": {frames}, "size": [{height}, {width}]' in said.out
+    assert ("resized 32x32 to 16x16" in said.err) == ("--size 16x16" in line)
+    assert ("damaged: frames 4-5; bands in 1 others" in said.err) == (str(torn) in line)
 
 
 def test_paste_puts_the_given_pixels_back_and_no_others(call, clip, tmp_path, monkeypatch):
@@ -174,7 +238,14 @@ def test_paste_puts_the_given_pixels_back_and_no_others(call, clip, tmp_path, mo
   [
     ("--task fly", "choose one of generate, animate"),
     ("--task animate", "needs --image"),
-    ("--task fill --video a.gif", "needs --missing"),
+    ("--task fill --video {a}", "shows no damage"),
+    ("--task loop", "prompt is empty"),
+    ("red --task loop --frames 10", "4k frames, not 10; use 8"),
+    ("--task storyboard", "needs --storyboard"),
+    ("--task storyboard --storyboard {a}", "is no storyboard: write it as"),
+    ("--task storyboard --storyboard {story}", "last prompt begins at 9"),
+    ("red --task storyboard --storyboard {story}", "leave PROMPT out"),
+    ("--task blend --video {a}", "needs two --video"),
     ("--task connect --video a.gif", "needs two --video"),
     ("--task extend --video a.gif --video b.gif", "needs one --video"),
     ("--task extend --video a.gif --image b.png", "cannot use --image"),
@@ -196,6 +267,8 @@ def test_what_cannot_be_done_is_one_sentence(call, clip, tmp_path, capsys, line,
   a, small = tmp_path / "a.gif", tmp_path / "small.png"
   files.write(a, clip)
   files.write(small, clip[:1, :16, :16])
-  assert call(*line.format(a=a, small=small).split()) == 2
+  story = tmp_path / "story.json"
+  story.write_text('[{"start": 0, "prompt": "red"}, {"start": 9, "prompt": "a ball"}]')
+  assert call(*line.format(a=a, small=small, story=story).split()) == 2
   said = capsys.readouterr().err
   assert message in said and said.count("\n") <= 2

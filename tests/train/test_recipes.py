@@ -1,5 +1,7 @@
 """From worlds to an autoencoder, from there to a transformer, from there to a video: the path."""
 
+import collections
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from sora_jax.interop import native
 from sora_jax.train import loop
 
 pytestmark = pytest.mark.slow
+SHAPES = {"square": (5, (32, 32)), "wide": (9, (32, 48)), "loops": (8, (32, 32))}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,8 @@ def vae(folder):
 def config(folder, vae):
   config = config_lib.load("configs/toy.py:smoke")
   config.vae, config.data.cache = str(vae), str(folder / "latents")
-  config.data.update(frames=5, size=(32, 32))
+  for shape, (frames, size) in SHAPES.items():
+    config.data.shapes[shape].update(frames=frames, size=size)
   config.train.preview_every = 4
   return config
 
@@ -50,6 +54,20 @@ def test_the_path_ends_in_a_video(checkpoint, folder):
   stored = native.read_config(checkpoint)
   assert stored["vae_training"][0]["recipe"] == "vae" and stored["training"]["recipe"] == "t2v"
   assert "ball" in stored["known_words"]
+  assert stored["sampling"]["frames"] == 5 and stored["sampling"]["longest"] == 9
+
+
+def test_every_shape_comes_at_its_share(config):
+  recipe = loop.build_recipe(config)
+  seen = collections.Counter()
+  data = recipe.dataset(0, 1)
+  for _ in range(40):
+    batch = next(data)
+    for row, period in zip(batch["segments"], batch["period"], strict=True):
+      for segment in set(row[row > 0]):
+        seen["loops" if period[row == segment][0] else "clips"] += 1
+  share = recipe.shares["loops"] / sum(recipe.shares.values())
+  assert seen["loops"] / seen.total() == pytest.approx(share * 0.7, abs=0.05)  # 30 % are images
 
 
 def test_training_goes_on_from_an_exported_checkpoint(checkpoint, vae, config):

@@ -97,6 +97,16 @@ def test_held_out_combinations():
     assert sum(worlds.is_heldout(c, shape, motion) for c in V.colours) <= 1
 
 
+def test_a_clip_of_another_shape_is_that_of_a_source_of_this_shape():
+  source = worlds.WorldSource(4, 0, height=32, width=32)
+  other = worlds.WorldSource(4, 0, frames=5, height=32, width=48, fps=4.0)
+  clip = source.clip(2, np.random.default_rng(0), frames=5, fps=4.0, size=(32, 48))
+  np.testing.assert_array_equal(clip["video"], other[2]["video"])
+  assert clip["captions"] == other[2]["captions"] and clip["fps"] == 4.0
+  same = source.clip(2, np.random.default_rng(0), frames=17)
+  np.testing.assert_array_equal(same["video"], source[2]["video"])
+
+
 def test_specs_survive_json():
   for i in range(30):
     spec = worlds.sample_spec(i)
