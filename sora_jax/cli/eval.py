@@ -9,13 +9,14 @@ from typing import Any
 
 from sora_jax.errors import UserError
 
-SUITES = ("recon", "text")
-DEFAULT_COUNT = {"recon": 64, "text": 256}
+SUITES = ("recon", "text", "tasks")
+DEFAULT_COUNT = {"recon": 64, "text": 256, "tasks": 64}
 EXAMPLES = """examples:
   sora-jax eval --suite=recon --out results/recon
   sora-jax eval --suite=recon --videos my_clips --out results/real
   sora-jax eval --suite=text --checkpoint runs/toy/export --out results/text
   sora-jax eval --suite=text --count 32 --fvd 0 --out results/quick        a few minutes
+  sora-jax eval --suite=tasks --count 16 --out results/tasks
 
 DIR gets metrics.json (every number with its spread, count, command and commit), results.jsonl (a
 line per clip) and, from the text suite, samples.png. The judges need: pip install "sora_jax[evals]"
@@ -26,9 +27,9 @@ def add_parser(verbs: Any) -> None:
   """Adds the verb to argparse's subparsers."""
   parser = verbs.add_parser(
     "eval",
-    help="measure reconstructions, or samples against their prompts",
-    description="Measure a checkpoint: what its autoencoder keeps (recon), or whether its samples "
-    "show what their prompts say (text).",
+    help="measure reconstructions, samples against their prompts, or tasks",
+    description="Measure a checkpoint: what its autoencoder keeps (recon), whether its samples "
+    "show what their prompts say (text), or how well it does the tasks (tasks).",
     epilog=EXAMPLES,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
@@ -38,7 +39,12 @@ def add_parser(verbs: Any) -> None:
   add("--checkpoint", default="toy", metavar="NAME|DIR", help="what to measure it on (toy)")
   add("--videos", metavar="DIR", help="recon: a folder of real clips in place of worlds")
   add("--out", required=True, metavar="DIR", help="where the numbers go")
-  add("--count", type=int, metavar="N", help="clips per size (64), or prompts per set (256)")
+  add(
+    "--count",
+    type=int,
+    metavar="N",
+    help="clips per size, cases per task (64), prompts per set (256)",
+  )
   add("--seed", type=int, default=0, metavar="N", help="of the held-out worlds and the noise (0)")
   add(
     "--fvd", type=int, metavar="N",
@@ -55,8 +61,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   count = DEFAULT_COUNT[args.suite] if args.count is None else args.count
   if count < 2 or args.seed < 0:
     raise UserError("--count must be at least 2 and --seed must not be negative.")
-  if args.suite == "text" and args.videos:
-    raise UserError("--videos belongs to --suite=recon; the text suite judges samples.")
+  if args.suite != "recon" and args.videos:
+    raise UserError("--videos belongs to --suite=recon; the other suites judge samples.")
   if args.fvd is not None and (args.suite != "text" or args.fvd == 1 or args.fvd < 0):
     raise UserError("--fvd belongs to --suite=text and must be 0, or at least 2.")
 
@@ -65,13 +71,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   folder = report.open_folder(args.out)
 
   import sora_jax
-  from sora_jax.evals import suites
+  from sora_jax.evals import suites, tasks
   from sora_jax.generate.codec import Codec
   from sora_jax.provenance import commit
 
   if args.suite == "text":
     model = sora_jax.load(args.checkpoint)
     results = suites.text(model, count, args.seed, args.fvd, folder / "samples.png")
+  elif args.suite == "tasks":
+    results = tasks.suite(sora_jax.load(args.checkpoint), count, args.seed)
   else:
     autoencoder = Codec.load(args.checkpoint)
     if args.videos:

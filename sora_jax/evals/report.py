@@ -46,7 +46,7 @@ def flat(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Number
   out = []
   for name, value in metrics.items():
     path = f"{prefix}/{name}" if prefix else name
-    if isinstance(value, Mapping) and "mean" not in value:
+    if isinstance(value, Mapping) and not {"mean", "median"} & value.keys():
       out += flat(value, path)
     else:
       out.append((path, dict(value) if isinstance(value, Mapping) else {"mean": value}))
@@ -57,7 +57,7 @@ def table(metrics: Mapping[str, Any]) -> str:
   """Text with a line per number: name, value, spread, count."""
   lines = []
   for name, number in flat(metrics):
-    value = number["mean"]
+    value = number["mean"] if "mean" in number else number["median"]
     shown = "-" if value is None or math.isnan(value) else f"{value:.4g}"
     if "low" in number:
       spread = f"{number['low']:.4g} .. {number['high']:.4g}"
