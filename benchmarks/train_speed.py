@@ -2,6 +2,11 @@
 
 python benchmarks/train_speed.py --out benchmarks/train_speed.md
 python benchmarks/train_speed.py --config configs/vae_toy.py:smoke --steps 3 --rounds 2
+
+Token packing against buckets and padding, on the same mixture of sizes and lengths:
+
+python benchmarks/train_speed.py --config configs/toy.py --dtype float32 \\
+  --batching pack bucket pad --steps 40 --out benchmarks/batching.md
 """
 
 from __future__ import annotations
@@ -10,8 +15,10 @@ import argparse
 import functools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from timing import Row, interleave, report, table
 from tqdm import tqdm
 
@@ -27,10 +34,12 @@ CONFIGS = ("configs/vae_toy.py", "configs/toy.py")
 class Run:
   """One config at one dtype: the loop's own step and data, without checkpoints and reports."""
 
-  def __init__(self, name: str, dtype: str, overrides: Sequence[str]) -> None:
+  def __init__(self, name: str, dtype: str, batching: str | None, overrides: Sequence[str]) -> None:
     config = config_lib.load(name, overrides)
     with config.unlocked():
       config.model.dtype = dtype
+      if batching:
+        config.data.batching = batching
     train = config_lib.build(loop.TrainConfig, config.train)
     self.batch_size = train.batch_size
     self.mesh = loop.choose_mesh(train)
@@ -45,32 +54,50 @@ class Run:
     )
     self.step = jax.jit(step, donate_argnums=0)
     self.data = recipe.dataset(0, 1)
+    self.shapes: set[str] = set()
 
-  def advance(self) -> tuple[jax.Array, float]:
-    """Starts a step; returns its loss, still being computed, and the seconds the batch took."""
+  def fetch(self) -> tuple[Any, int, float]:
+    """A batch on the host, the samples in it, and the seconds it took."""
     start = time.perf_counter()
     batch = next(self.data)
     seconds = time.perf_counter() - start
+    return loop.numeric(batch), len(batch.get("id", ())) or self.batch_size, seconds
+
+  def warm(self, numbers: Any) -> float:
+    """Compiles the step for a batch whose shape is new, running it once; the seconds it took."""
+    shapes = str({name: np.shape(x) for name, x in numbers.items()})
+    if shapes in self.shapes:
+      return 0.0
+    self.shapes.add(shapes)
+    start = time.perf_counter()
+    self.start(numbers).block_until_ready()
+    return time.perf_counter() - start
+
+  def start(self, numbers: Any) -> jax.Array:
+    """Starts a step; returns its loss, still being computed."""
     with jax.set_mesh(self.mesh):
-      arrays = loop.to_devices(loop.numeric(batch), self.mesh)
-      self.state, values = self.step(self.state, arrays)
-    return values["loss"], seconds
+      self.state, values = self.step(self.state, loop.to_devices(numbers, self.mesh))
+    return values["loss"]
 
   def measure(self, steps: int) -> Row:
-    """Steps per second over `steps` steps, after one that is not counted (it may compile)."""
-    pending, _ = self.advance()
-    pending.block_until_ready()
-    start, waited = time.perf_counter(), 0.0
+    """Steps and samples per second over `steps` steps; compilation is not counted."""
+    losses, samples, waited, compiling = [], 0, 0.0, 0.0
+    numbers, count, _ = self.fetch()
+    self.warm(numbers)
+    start = time.perf_counter()
     for _ in range(steps):
-      before = pending
-      pending, seconds = self.advance()
-      # Fetching overlaps with the step before; it cost something only if that was over first.
-      waited += seconds if before.is_ready() else 0.0
-      before.block_until_ready()
-    pending.block_until_ready()
-    elapsed = time.perf_counter() - start
-    rate = steps / elapsed
-    return {"steps/s": rate, "clips/s": rate * self.batch_size, "data wait": waited / elapsed}
+      pending = self.start(numbers)
+      samples += count
+      # Fetching overlaps with the step; it cost something only if that was over first.
+      numbers, count, seconds = self.fetch()
+      waited += seconds if pending.is_ready() else 0.0
+      losses.append(float(pending))
+      compiling += self.warm(numbers)
+    elapsed = time.perf_counter() - start - compiling
+    return {
+      "steps/s": steps / elapsed, "samples/s": samples / elapsed, "data wait": waited / elapsed,
+      "loss": float(np.mean(losses)), "programs": len(self.shapes),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -79,6 +106,7 @@ def main() -> None:
   parser.add_argument("--config", action="append", help=f"default: {' and '.join(CONFIGS)}")
   parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of a config")
   parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+  parser.add_argument("--batching", nargs="+", default=[None], help="pack, bucket, pad")
   parser.add_argument("--steps", type=int, default=10, help="per round")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--out", help="also write the table there")
@@ -87,10 +115,13 @@ def main() -> None:
   variants: dict[str, Callable[[], Row]] = {}
   for name in tqdm(args.config or CONFIGS, desc="building"):
     for dtype in args.dtype:
-      run = Run(name, dtype, args.set)
-      variants[f"{name} {dtype}"] = functools.partial(run.measure, args.steps)
+      for way in args.batching:
+        run = Run(name, dtype, way, args.set)
+        label = " ".join(filter(None, (name, dtype, way)))
+        variants[label] = functools.partial(run.measure, args.steps)
   measured = interleave(variants, args.rounds)
-  formats = {"steps/s": ".2f", "clips/s": ".1f", "data wait": ".0%"}
+  formats = {"steps/s": ".2f", "samples/s": ".1f", "data wait": ".0%", "loss": ".3f"}
+  formats["programs"] = ".0f"
   report("Training speed", table(measured, formats), args.out, args.rounds)
 
 

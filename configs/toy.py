@@ -1,15 +1,15 @@
 r"""The transformer of the shipped checkpoint `toy`: text to video, 48 to 160 px, 1 to 49 frames.
 
 Needs the autoencoder of configs/vae_toy.py. The worlds are rendered and encoded first, in a
-quarter of an hour. 4,000 steps of 38 samples take three hours on two CPU cores (15 samples a second). Expect
-a loss of about 0.33, as at the end of the six runs that made `toy` (README.md).
+quarter of an hour. 4,000 steps of about 24 samples take four hours on two CPU cores. Expect a loss
+of about 0.33, as at the end of the runs that made `toy` (README.md).
 
   sora-jax train --config=configs/vae_toy.py:components --workdir runs/vae
   sora-jax train --config=configs/toy.py --config.vae=runs/vae/export --workdir runs/toy
 
 On your own videos (mp4 files with captions in .txt files beside them):
 
-  sora-jax train --config=configs/toy.py --config.vae=toy --config.data.sources.worlds.weight=0 \
+  sora-jax train --config=configs/toy.py:square --config.data.sources.worlds.weight=0 \
       --config.data.sources.folder.weight=1 --config.data.sources.folder.path=DIR --workdir runs/own
 
 All sizes and lengths share packed sequences; a shape is switched off by its share, for example
@@ -60,7 +60,8 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     packing=dict(length=384, cond_rows=24, text_length=128),
     data=dict(
       cache="data/latents",
-      samples=28,  # drawn per step; train.batch_size sequences hold them
+      batching="pack",  # or bucket, or pad: sora_jax/data/batches.py
+      samples=30,  # drawn per step; train.batch_size sequences hold nearly all of them
       shapes={
         name: dict(share=share, clips=clips, frames=frames, size=size, fps=fps, loop=False)
         for name, (share, clips, (frames, *size), fps) in SHAPES.items()

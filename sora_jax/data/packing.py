@@ -26,8 +26,14 @@ class Packer:
   text_length: int
 
   def assign(self, samples: Sequence[Sample], prompts: Prompts) -> list[list[int]]:
-    """Which samples go into which sequence: best fit, longest first. Some may find no room."""
-    order = sorted(range(len(samples)), key=lambda i: -len(samples[i].values))
+    """Which samples go into which sequence: best fit, longest first.
+
+    Of more samples than there is room for, the first ones (leaving out the shortest would change
+    what is trained on); the others only fill what is left. Some find no room.
+    """
+    sizes = [len(sample.values) for sample in samples]
+    first = int(np.searchsorted(np.cumsum(sizes), self.rows * self.length, side="right"))
+    order = [*sorted(range(first), key=lambda i: -sizes[i]), *range(first, len(samples))]
     room = np.tile([self.length, self.cond_rows, self.text_length], (self.rows, 1))
     rows: list[list[int]] = [[] for _ in range(self.rows)]
     for i in order:
@@ -40,12 +46,11 @@ class Packer:
         rows[row].append(i)
     return rows
 
-  def __call__(self, samples: Sequence[Sample], prompts: Prompts) -> dict[str, np.ndarray]:
-    """The fields of `Tokens` (values clean), with word pieces `pieces` (b s) for the text."""
-    return self.fill([[samples[i] for i in row] for row in self.assign(samples, prompts)], prompts)
-
   def fill(self, rows: Sequence[Sequence[Sample]], prompts: Prompts) -> dict[str, np.ndarray]:
-    """Lays out the samples of each row one after the other."""
+    """Lays out the samples of each row one after the other.
+
+    Returns the fields of `Tokens` (values clean), with word pieces `pieces` (b s) for the text.
+    """
     b, n = len(rows), self.length
     first = next(s for row in rows for s in row)
     batch = {

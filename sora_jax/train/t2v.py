@@ -9,12 +9,11 @@ model learns all tasks at once; images are videos of one frame. Clips come in th
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict
 
 from sora_jax import config as config_lib
 from sora_jax.data import encode
+from sora_jax.data.batches import Batches
 from sora_jax.data.packing import Packer
 from sora_jax.data.records import RecordSource
 from sora_jax.diffusion import conditioning
@@ -110,24 +110,15 @@ class T2VRecipe:
     return self.config.data.shapes[next(iter(self.shares))]
 
   def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
-    data = self.config.data
-    draw = functools.partial(
-      _draw,
-      patch=self.dit.patch,
-      mixture=config_lib.build(conditioning.Mixture, self.config.mixture),
-      levels=config_lib.build(LevelSampler, self.config.levels),
-      cond_features=self.dit.cond_features,
-    )
-    parts = []
-    for number, name in enumerate(sorted(self.shares)):
-      part = grain.MapDataset.source(self.caches[name]).seed(self.config.seed + number).shuffle()
-      parts.append(part[process_index::process_count].repeat())
-    clips = grain.MapDataset.mix(parts, [self.shares[name] for name in sorted(self.shares)])
-    clips = clips.seed(self.config.seed).random_map(draw)
-    pack = functools.partial(_pack, packer=self.packer, prompts=self.prompts)
-    batch = data.samples // process_count
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch)
-    return iter(clips.to_iter_dataset(options).batch(batch, batch_fn=pack))
+    config = self.config
+    batches = Batches(
+      caches=self.caches, shares=self.shares, packer=self.packer, prompts=self.prompts,
+      mixture=config_lib.build(conditioning.Mixture, config.mixture),
+      levels=config_lib.build(LevelSampler, config.levels),
+      patch=self.dit.patch, cond_features=self.dit.cond_features, samples=config.data.samples,
+      seed=config.seed, multiple=jax.device_count(),
+    )  # fmt: skip
+    return batches(config.data.batching, process_index, process_count)
 
   def preview(self, params: Params, key: PRNGKey) -> dict[str, np.ndarray]:
     """Samples of the config's prompts, side by side."""
@@ -172,15 +163,6 @@ class T2VRecipe:
     log = workdir / "metrics.jsonl"
     files = {"training.jsonl": log} if log.exists() else {}
     native.save(workdir / "export", components, self.description(), files)
-
-
-def _draw(clip: dict[str, Any], rng: np.random.Generator, **settings: Any) -> Any:
-  return clip["id"], conditioning.draw(rng, clip, **settings)
-
-
-def _pack(drawn: Sequence[Any], packer: Packer, prompts: Prompts) -> dict[str, Any]:
-  ids, samples = zip(*drawn, strict=True)
-  return {**packer(samples, prompts), "id": np.array(ids, dtype=object)}
 
 
 def blank_tokens(dit: DiT) -> Tokens:

@@ -25,17 +25,12 @@ CONFIG = {
 }  # fmt: skip
 
 
-def _perturbed(params, key):
+def perturbed(params, key):
   """Random numbers everywhere: zero-initialised gates would make every prompt alike."""
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(key, len(leaves))
   noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
   return jax.tree.unflatten(tree, noisy)
-
-
-@pytest.fixture
-def perturbed():
-  return _perturbed
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +43,7 @@ def folder(tmp_path_factory):
   components = {
     "vae": jax.jit(vae.init)(key, np.zeros((1, 1, 16, 16, 3), np.float32), key)["params"],
     "transformer": {
-      "dit": _perturbed(jax.jit(dit.init)(key, blank_tokens(dit))["params"], key),
+      "dit": perturbed(jax.jit(dit.init)(key, blank_tokens(dit))["params"], key),
       "text": jax.jit(text.init)(key, pieces, pieces)["params"],
     },
   }

@@ -1,21 +1,16 @@
 """What is known stays and has seen nothing unknown; the command line does what the API does."""
 
-import dataclasses
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tqdm import tqdm
 
 from sora_jax.cli import main
 from sora_jax.data import video as files
-from sora_jax.data.packing import Packer
-from sora_jax.diffusion.conditioning import latent_times, layout
+from sora_jax.diffusion.conditioning import latent_times
 from sora_jax.generate import tasks
 from sora_jax.generate.canvas import Canvas
 from sora_jax.generate.complete import give
-from sora_jax.generate.denoise import Denoiser, read_prompts, whole_patches
+from sora_jax.generate.denoise import Denoiser, whole_patches
 from sora_jax.generate.story import Story
 
 
@@ -101,25 +96,6 @@ def test_known_frames_after_a_gap_are_shown_as_decoded_from_their_own_latents(mo
   made = model.sample(canvas=tasks.fill(clip, [(1, 3)]), frames=9, steps=2)
   np.testing.assert_array_equal(made[:1], model.reconstruct(clip[None, :1])[0])
   np.testing.assert_array_equal(made[4:], model.reconstruct(clip[None, 4:])[0])
-
-
-def test_a_rolled_loop_is_the_same_loop(model, rng, perturbed):
-  dit = dataclasses.replace(model.dit, absolute=True)
-  latents = rng.normal(size=(4, 4, 4, 4)).astype(np.float32)
-
-  def velocity(latents, loop):
-    sample = layout(latents, patch=dit.patch, fps=8.0, levels=0.5, loop=loop)
-    packer = Packer(rows=1, length=16, cond_rows=1, text_length=1)
-    batch = jax.tree.map(jnp.asarray, packer.fill([[sample]], model.prompts))
-    tokens = read_prompts(model.text, model.params["text"], batch)
-    params = jax.jit(dit.init)(jax.random.key(0), tokens)["params"]
-    params = perturbed(params, jax.random.key(1))
-    return np.asarray(dit.apply({"params": params}, tokens)).reshape(4, 4, -1)
-
-  for loop in (True, False):
-    plain, rolled = velocity(latents, loop), velocity(np.roll(latents, 1, axis=0), loop)
-    same = np.allclose(np.roll(plain, 1, axis=0), rolled, atol=1e-4)
-    assert same == loop
 
 
 def test_a_loop_is_decoded_as_if_it_had_always_been_going_on(model, rng):

@@ -121,13 +121,13 @@ def test_blocks_hide_the_future(params, samples, prompts):
 def test_a_rolled_loop_is_the_same_sequence(params, prompts):
   rng = np.random.default_rng(2)
   latents = rng.normal(size=(4, 4, 4, 4)).astype(np.float32)
-  lay = lambda x, period: layout(x, patch=PATCH, fps=8.0, levels=0.5, period=period)  # noqa: E731
-  for period, same in ((4.0, True), (0.0, False)):
+  lay = lambda x, loop: layout(x, patch=PATCH, fps=8.0, levels=0.5, loop=loop)  # noqa: E731
+  for loop in (True, False):
     a, b = (
-      np.asarray(run(params, pack([[lay(x, period)]], prompts, 16))[0])
+      np.asarray(run(params, pack([[lay(x, loop)]], prompts, 16))[0])
       for x in (latents, np.roll(latents, 1, axis=0))
     )
-    assert np.allclose(np.roll(a, 4, axis=0), b, atol=2e-5) == same
+    assert np.allclose(np.roll(a, 4, axis=0), b, atol=2e-5) == loop
 
 
 def test_only_absolute_positions_tell_where(params, samples, prompts):

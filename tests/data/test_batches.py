@@ -1,0 +1,96 @@
+"""Three ways to batch the same samples: they differ in padding and programs, not in content."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from sora_jax.data.batches import Batches
+from sora_jax.data.packing import Packer
+from sora_jax.diffusion.conditioning import Mixture
+from sora_jax.diffusion.time import LevelSampler
+from sora_jax.errors import UserError
+from sora_jax.interop import wordpieces
+from sora_jax.models.text import Prompts
+
+GRIDS = {"square": (5, 8, 8), "wide": (3, 8, 12), "short": (2, 4, 4)}
+SHARES = {"square": 0.5, "wide": 0.2, "short": 0.3}
+
+
+@pytest.fixture(scope="module")
+def batches():
+  rng = np.random.default_rng(0)
+  caches = {
+    name: [
+      dict(
+        latents=rng.normal(size=(*grid, 2)), stretch=rng.normal(size=(1, *grid[1:], 2)),
+        stretch_frame=4, fps=8.0, loop=False, captions=["a red ball"], id=f"{name}-{i}",
+      )
+      for i in range(20)
+    ]
+    for name, grid in GRIDS.items()
+  }  # fmt: skip
+  return Batches(
+    caches=caches, shares=SHARES, mixture=Mixture(), levels=LevelSampler(), patch=(1, 2, 2),
+    cond_features=4, packer=Packer(rows=4, length=160, cond_rows=16, text_length=40),
+    prompts=Prompts.load(wordpieces.TOKENIZER, 8), samples=16, seed=0, multiple=2,
+  )  # fmt: skip
+
+
+def drawn(iterator, count):
+  return [next(iterator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("way", ["pack", "bucket", "pad"])
+def test_shapes_come_at_their_shares_in_whole_rows(batches, way):
+  seen: collections.Counter[str] = collections.Counter()
+  for batch in drawn(batches(way), 150):
+    assert len(batch["values"]) % 2 == 0
+    seen.update(str(name).partition("-")[0] for name in batch["id"])
+    rows = [len(set(row[row > 0])) for row in batch["segments"]]
+    assert sum(rows) == len(batch["id"])
+    if way != "pack":
+      assert set(rows) == {1}
+  for name, share in SHARES.items():
+    # A bucket of small images is many samples at once.
+    near = 0.1 if way == "bucket" else 0.05
+    assert seen[name] / seen.total() == pytest.approx(share, abs=near)
+
+
+def test_programs_are_as_many_as_grids(batches):
+  shapes = lambda way: {b["values"].shape for b in drawn(batches(way), 60)}  # noqa: E731
+  assert len(shapes("pack")) == len(shapes("pad")) == 1
+  assert 3 <= len(shapes("bucket")) <= 2 * len(GRIDS)
+
+
+def test_little_of_a_packed_batch_is_padding(batches):
+  fill = {
+    way: np.mean([(b["segments"] > 0).mean() for b in drawn(batches(way), 60)])
+    for way in ("pack", "bucket", "pad")
+  }
+  assert fill["pack"] > 0.9 > fill["bucket"] > fill["pad"]
+
+
+@pytest.mark.parametrize("way", ["pack", "bucket", "pad"])
+def test_an_iterator_resumes_where_it_was(batches, way):
+  data = batches(way)
+  drawn(data, 3)
+  state = data.get_state()
+  expected = drawn(data, 3)
+  again = batches(way)
+  again.set_state(state)
+  for one, other in zip(expected, drawn(again, 3), strict=True):
+    for name in one:
+      np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_processes_share_the_clips_of_an_epoch(batches):
+  seen = [
+    {name for b in drawn(batches("pack", process, 2), 2) for name in b["id"]} for process in (0, 1)
+  ]
+  assert seen[0] and seen[1] and not seen[0] & seen[1]
+
+
+def test_there_is_no_other_way(batches):
+  with pytest.raises(UserError, match="choose one of pack, bucket, pad"):
+    batches("sort")
