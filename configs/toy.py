@@ -12,8 +12,8 @@ On your own videos (mp4 files with captions in .txt files beside them):
   sora-jax train --config=configs/toy.py:square --config.data.sources.worlds.weight=0 \
       --config.data.sources.folder.weight=1 --config.data.sources.folder.path=DIR --workdir runs/own
 
-All sizes and lengths share packed sequences; a shape is switched off by its share, for example
-`--config.data.shapes.huge.share=0`. `:square` has 64x64 alone.
+All sizes and lengths share packed sequences (`:square` has 64x64 alone, and no loops); a shape is switched off by its share, for example
+`--config.data.shapes.huge.share=0`.
 """
 
 from ml_collections import ConfigDict
@@ -57,11 +57,11 @@ def get_config(arg: str = "mixed") -> ConfigDict:
       text_dropout=0.1,
     ),
     levels=dict(mean=0.0, std=1.0, shift=2.0, reference_tokens=80, uniform=0.1),
-    packing=dict(length=384, cond_rows=24, text_length=128),
+    packing=dict(length=512, cond_rows=32, text_length=160),
     data=dict(
       cache="data/latents",
       batching="pack",  # or bucket, or pad: sora_jax/data/batches.py
-      samples=30,  # drawn per step; train.batch_size sequences hold nearly all of them
+      samples=23,  # drawn per step; train.batch_size sequences hold nearly all of them
       shapes={
         name: dict(share=share, clips=clips, frames=frames, size=size, fps=fps, loop=False)
         for name, (share, clips, (frames, *size), fps) in SHAPES.items()
@@ -78,7 +78,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
       name="muon", lr=2e-3, warmup=40, schedule="linear", decay=0.01, clip=1.0, ema_decay=0.998
     ),
     train=dict(
-      steps=4000, batch_size=6, accumulate=1, log_every=20, checkpoint_every=200,
+      steps=4000, batch_size=4, accumulate=1, log_every=20, checkpoint_every=200,
       preview_every=400, keep=2, mesh=None, max_bad_steps=5,
     ),
     preview=(

@@ -19,7 +19,8 @@ EXAMPLES = """examples:
   sora-jax eval --suite=tasks --count 16 --out results/tasks
 
 DIR gets metrics.json (every number with its spread, count, command and commit), results.jsonl (a
-line per clip) and, from the text suite, samples.png. The judges need: pip install "sora_jax[evals]"
+line per clip, or task) and, from the text suite, samples.png. The judges need:
+pip install "sora_jax[evals]"
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Any
 
@@ -121,10 +122,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     args.task, step=model.step, frames=defaults["frames"], size=tuple(defaults["size"]),
     fps=defaults["fps"],
   )  # fmt: skip
-  alone = canvas is None
+  if args.paste and canvas is not None and not canvas.known.any():
+    raise UserError(f"The task {args.task} cannot use --paste: no pixel stays as it was given.")
+  alone, count = canvas is None, args.frames
+  if args.task == "storyboard" and count is None:  # the last prompt has the length of a clip
+    count = math.ceil(told.starts[-1] * fps / 4) * 4 + defaults["frames"]
   frames = model.sample(
     told, canvas=canvas, negative=args.negative, seed=args.seed, progress=True, fps=fps,
-    frames=args.frames if alone else None, size=args.size if alone else None,
+    frames=count if alone else None, size=args.size if alone else None,
     sampler=args.sampler, steps=args.steps, guidance=args.guidance, shift=args.shift,
   )  # fmt: skip
   if args.paste and canvas is not None:

@@ -36,9 +36,9 @@ class Batches:
   Attributes:
     caches, shares: encoded clips of each shape, and how much of the samples it has.
     mixture, levels, patch, cond_features: of `conditioning.draw`.
-    packer: its rows times their length are the tokens of a batch, in each of the three ways.
+    packer: its rows times their length are the tokens of a batch, in each of the three ways; a
+      bucket has a multiple of its rows, so that what divides these divides all batches.
     samples: drawn per packed batch.
-    multiple: what the number of rows must be a multiple of (devices that share a batch).
   """
 
   caches: Mapping[str, Source]
@@ -51,52 +51,72 @@ class Batches:
   prompts: Prompts
   samples: int
   seed: int
-  multiple: int = 1
 
   def __call__(
     self, batching: str, process_index: int = 0, process_count: int = 1
   ) -> Iterator[dict[str, Any]]:
-    """An endless, resumable iterator; batches have the fields of `Packer` and "id".
+    """An endless, resumable iterator over the batches of one of several processes.
+
+    Batches have the fields of `Packer` and "id", the names of their samples.
 
     Raises:
-      UserError: there is no such way of batching.
+      UserError: there is no such way of batching, or a sample of some shape could never fit.
     """
-    ways = {"pack": self._packed, "bucket": self._buckets, "pad": self._padded}
+    ways = {"pack": Batches._packed, "bucket": Batches._buckets, "pad": Batches._padded}
     if batching not in ways:
       raise UserError(f"Unknown batching {batching!r}: choose one of {', '.join(ways)}.")
-    batches, ahead = ways[batching](slice(process_index, None, process_count), process_count)
+    if batching != "bucket":
+      self._check_lengths()
+    rows = self.packer.rows // process_count
+    mine = dataclasses.replace(
+      self,
+      packer=dataclasses.replace(self.packer, rows=rows),
+      samples=self.samples // process_count,
+    )
+    batches, ahead = ways[batching](mine, slice(process_index, None, process_count))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
     return iter(batches(options))
 
-  def _packed(self, part: slice, processes: int) -> tuple[Callable, int]:
-    count = self.samples // processes
+  def _check_lengths(self) -> None:
+    for name in self.shares:
+      longest = self._length(name, image=False)
+      if longest > self.packer.length:
+        raise UserError(
+          f"Samples of the shape {name} have up to {longest} tokens, what is known included: set "
+          f"packing.length to {longest} or more, or the shape's share to 0."
+        )
+
+  def _length(self, name: str, image: bool) -> int:
+    """Tokens of the largest sample of a shape."""
+    lt, lh, lw = self.caches[name][0]["latents"].shape[:3]
+    t, h, w = grid_shape((1 if image else lt, lh, lw), self.patch)
+    alone = 0
+    if self.mixture.weights.get("stretch", 0) > 0 and t > 1:
+      alone = min(lt, 1 + (max(STRETCHES) - 1) // TIME_STRIDE)
+    return (t + alone) * h * w
+
+  def _packed(self, part: slice) -> tuple[Callable, int]:
     clips = self._mixed(part, self.mixture)
     pack = functools.partial(_pack, packer=self.packer, prompts=self.prompts)
-    return lambda o: clips.to_iter_dataset(o).batch(count, batch_fn=pack), 2 * count
+    return lambda o: clips.to_iter_dataset(o).batch(self.samples, batch_fn=pack), 2 * self.samples
 
-  def _padded(self, part: slice, processes: int) -> tuple[Callable, int]:
-    clips = self._mixed(part, self.mixture)
-    lay = self._alone(self.packer.rows, self.packer.length, self.packer.cond_rows)
-    count = self.packer.rows // processes
-    return lambda o: clips.to_iter_dataset(o).batch(count, batch_fn=lay), 2 * count
+  def _padded(self, part: slice) -> tuple[Callable, int]:
+    clips, rows = self._mixed(part, self.mixture), self.packer.rows
+    lay = self._alone(rows, self.packer.length, self.packer.cond_rows)
+    return lambda o: clips.to_iter_dataset(o).batch(rows, batch_fn=lay), 2 * rows
 
-  def _buckets(self, part: slice, processes: int) -> tuple[Callable, int]:
+  def _buckets(self, part: slice) -> tuple[Callable, int]:
     parts, weights = [], []
     for number, (name, share) in enumerate(sorted(self.shares.items())):
-      lt, lh, lw = self.caches[name][0]["latents"].shape[:3]
-      for images, fraction in ((0.0, 1 - self.mixture.images), (1.0, self.mixture.images)):
+      for image, fraction in ((False, 1 - self.mixture.images), (True, self.mixture.images)):
         if fraction == 0:
           continue
-        t, h, w = grid_shape((1 if images else lt, lh, lw), self.patch)
-        longest = 1 + (max(STRETCHES) - 1) // TIME_STRIDE
-        extra = longest * (self.mixture.weights.get("stretch", 0) > 0 and t > 1)
-        length = (t + extra) * h * w
-        budget = self.packer.rows * self.packer.length // length
-        rows = max(1, budget // self.multiple) * self.multiple
-        mixture = dataclasses.replace(self.mixture, images=images)
+        length = self._length(name, image)
+        rows = max(1, self.packer.length // length) * self.packer.rows
+        mixture = dataclasses.replace(self.mixture, images=float(image))
         clips = self._drawn(name, number, part, mixture)
-        batch = self._alone(rows, length, t + 1)
-        parts.append(clips.batch(rows // processes, drop_remainder=True, batch_fn=batch))
+        lay = self._alone(rows, length, 1 + len(self.caches[name][0]["latents"]))
+        parts.append(clips.batch(rows, drop_remainder=True, batch_fn=lay))
         weights.append(share * fraction / rows)
     mixed = grain.MapDataset.mix(parts, weights)
     return mixed.to_iter_dataset, 2
@@ -131,8 +151,7 @@ def _pack(drawn: Sequence[tuple[str, Sample]], packer: Packer, prompts: Prompts)
 def _one_each(
   drawn: Sequence[tuple[str, Sample]], packer: Packer, prompts: Prompts
 ) -> dict[str, Any]:
-  fits = [one for one in drawn if len(one[1].values) <= packer.length]
-  return _filled([[one] for one in fits] + [[]] * (len(drawn) - len(fits)), packer, prompts)
+  return _filled([[one] for one in drawn], packer, prompts)
 
 
 def _filled(

@@ -108,7 +108,8 @@ def encode(
       latents = _encode(vae, params, np.concatenate([video[:, -1:], video], axis=1))[:, 1:]
     else:
       latents = _encode(vae, params, video)
-    length = min(STRETCHES[number % len(STRETCHES)], video.shape[1])
+    whole = (video.shape[1] - 1) // vae.time_stride * vae.time_stride + 1  # less than a loop
+    length = min(STRETCHES[number % len(STRETCHES)], whole)
     last = video.shape[1] - length
     starts = rng.integers(min(1, last), last + 1, len(video))
     starts = np.where(rng.random(len(video)) < 0.5, last, starts)

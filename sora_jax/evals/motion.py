@@ -20,8 +20,9 @@ def steps(video: Clip, cyclic: bool = False) -> Float[np.ndarray, " _"]:
 
 
 def seam(video: Clip, frames: list[int], cyclic: bool = False) -> float:
-  """The largest step to one of these frames, over the median step of the clip; 1 is no seam.
+  """The largest step to one of these frames, over the median step of the clip.
 
+  Around 1 where movement is even; an object that gathers speed has more, so compare real clips.
   Frame 0 of a cyclic clip follows the last one. NaN: nothing moves.
   """
   size = steps(video, cyclic)

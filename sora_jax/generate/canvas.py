@@ -51,7 +51,7 @@ class Canvas:
     if not 0 < self.strength <= 1:
       raise UserError(f"The strength is {self.strength:g} but must be above 0 and at most 1.")
     if self.loop and (self.known.any() or self.strength < 1):
-      raise UserError("A loop is made as a whole: for one from a video use tasks.loop.")
+      raise UserError("A loop is made as a whole: for one from a video use tasks.loop_of.")
 
   def of(self, samples: Sequence[int] | np.ndarray) -> Canvas:
     """The clips of these samples; a single clip is that of all of them."""
@@ -59,9 +59,17 @@ class Canvas:
     return dataclasses.replace(self, video=self.video[index])
 
   def part(self, start: int, stop: int) -> Canvas:
-    """Some frames of it; after the end the last one repeats."""
-    here = np.minimum(np.arange(start, stop), len(self.known) - 1)
-    return dataclasses.replace(self, video=self.video[:, here], known=self.known[here])
+    """Some frames of it; after the end the last one repeats.
+
+    Of what comes after the end a region stays known that is known in the last frame, so that the
+    latent in which the clip ends is; that it stands still as a whole is not known.
+    """
+    frames = np.arange(start, stop)
+    here = np.minimum(frames, len(self.known) - 1)
+    known = self.known[here]
+    if self.known[-1].all():
+      known[frames >= len(self.known)] = False
+    return dataclasses.replace(self, video=self.video[:, here], known=known)
 
   def paste(self, made: UInt8[np.ndarray, "b t h w 3"]) -> UInt8[np.ndarray, "b t h w 3"]:
     """The given pixels in the place of what was made of them."""

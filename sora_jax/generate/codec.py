@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 
@@ -10,10 +11,16 @@ import numpy as np
 
 from sora_jax.data.transforms import to_float, to_uint8
 from sora_jax.interop import native
-from sora_jax.models.vae import VideoVAE, decode_latents, encode_video
+from sora_jax.models.vae import (
+  VideoVAE,
+  decode_latents,
+  decode_stream,
+  encode_stream,
+  encode_video,
+)
 from sora_jax.typing import Array, Bool, Float, Params, UInt8
 
-CHUNK = 16  # latent frames at a time: memory does not grow with the clip
+CHUNK = 16  # latent frames at a time, where a clip may be of any length
 Grid = Float[Array, "b lt lh lw z"] | Float[np.ndarray, "b lt lh lw z"]
 
 
@@ -40,7 +47,7 @@ class Codec:
     pixels = to_float(video)
     if known is not None:
       pixels = np.where(known[..., None], pixels, np.float32(0))
-    return np.asarray(encode_video(self.vae, self.params, jnp.asarray(pixels), CHUNK))
+    return np.asarray(encode_video(self.vae, self.params, jnp.asarray(pixels)))
 
   def decode(self, latents: Grid, loop: bool = False) -> UInt8[np.ndarray, "b t h w 3"]:
     """Videos of latents; a loop is decoded after a round of it that only warms up."""
@@ -48,12 +55,18 @@ class Codec:
     frames = latents.shape[1] * self.vae.time_stride
     if loop:
       latents = jnp.concatenate([latents, latents], axis=1)
-    video = to_uint8(decode_latents(self.vae, self.params, latents, CHUNK))
+    video = to_uint8(decode_latents(self.vae, self.params, latents))
     return video[:, -frames:] if loop else video
 
   def reconstruct(self, video: UInt8[np.ndarray, "b t h w 3"]) -> UInt8[np.ndarray, "b t h w 3"]:
-    """What the autoencoder keeps of videos of any number of frames."""
-    padded = np.pad(
-      video, [(0, 0), (0, -(video.shape[1] - 1) % self.vae.time_stride), *[(0, 0)] * 3], "edge"
+    """What the autoencoder keeps of videos of any number of frames, piece by piece."""
+    frames, stride = video.shape[1], self.vae.time_stride
+    padded = np.pad(video, [(0, 0), (0, -(frames - 1) % stride), *[(0, 0)] * 3], "edge")
+    starts = [0, *range(1 + CHUNK * stride, padded.shape[1], CHUNK * stride)]
+    pieces = (
+      jnp.asarray(to_float(padded[:, start:stop]))
+      for start, stop in itertools.zip_longest(starts, starts[1:])
     )
-    return self.decode(self.encode(padded))[:, : video.shape[1]]
+    latents = encode_stream(self.vae, self.params, pieces)
+    made = [to_uint8(piece) for piece in decode_stream(self.vae, self.params, latents)]
+    return np.concatenate(made, axis=1)[:, :frames]

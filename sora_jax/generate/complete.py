@@ -34,7 +34,7 @@ def complete(
     shown[:, part][:, new] = made[:, new]
     video[:, part] = np.where(known[part][..., None], video[:, part], made)
     known[part] = True
-  for run in runs(np.asarray(canvas.known.all(axis=(1, 2)))):
+  for run in runs(np.asarray(canvas.known[: canvas.shown].all(axis=(1, 2)))):
     shown[:, run] = codec.reconstruct(video[:, run])
   return shown[:, : canvas.shown]
 

@@ -9,31 +9,37 @@ from __future__ import annotations
 
 import numpy as np
 
+from sora_jax.data.images import spread
 from sora_jax.typing import Bool, Clip
 
 BLANK = 24.0  # grey levels: how far from black or white a lost row may be
 APART = 30.0  # grey levels: the least that a damaged row differs from what belongs there
 AGREE = 0.6  # how much the neighbours of a jump may differ, as a part of it
 THINNEST = 0.03  # bands, as a part of the height
+SAMPLED = 65  # frames that tell what is usual
 
 
 def find(video: Clip) -> Bool[np.ndarray, "t h w"]:
   """The damaged pixels of a video."""
-  rows = video.astype(np.float32)
-  blank = (rows.max(axis=(2, 3)) <= BLANK) | (rows.min(axis=(2, 3)) >= 255 - BLANK)
-  blank &= np.abs(rows - np.median(rows, axis=0)).mean(axis=(2, 3)) > APART
+  usual = np.median(spread(video, SAMPLED), axis=0)
+  damaged = np.zeros(video.shape[:3], bool)
+  for t in range(len(video)):
+    # The first and the last frame have two others on one side.
+    sides = (t - 1, t + 1) if 0 < t < len(video) - 1 else (abs(t - 1), abs(t - 2))
+    row = video[t].astype(np.float32)
+    before, after = (video[i % len(video)].astype(np.float32) for i in sides)
+    blank = (row.max(axis=(1, 2)) <= BLANK) | (row.min(axis=(1, 2)) >= 255 - BLANK)
+    blank &= np.abs(row - usual).mean(axis=(1, 2)) > APART
+    jump = np.minimum(_apart(row, before), _apart(row, after))
+    leap = (jump > APART) & (_apart(before, after) < AGREE * jump)
+    rows = _bands(blank | leap)
+    damaged[t, rows if rows.mean() <= 0.5 else slice(None)] = True
+  return damaged
 
-  def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.median(np.abs(a - b), axis=(2, 3))  # of most of a row, not of an object in it
 
-  before, after = rows[[0, *range(len(rows) - 1)]], rows[[*range(1, len(rows)), -1]]
-  jump = np.minimum(apart(rows, before), apart(rows, after))
-  leap = (jump > APART) & (apart(before, after) < AGREE * jump)
-
-  damaged = blank | leap
-  damaged = np.stack([_bands(frame) for frame in damaged])
-  damaged[damaged.mean(axis=1) > 0.5] = True
-  return np.repeat(damaged[:, :, None], video.shape[2], axis=2)
+def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Of most of a row, not of an object in it."""
+  return np.median(np.abs(a - b), axis=(1, 2))
 
 
 def _bands(rows: Bool[np.ndarray, " h"]) -> Bool[np.ndarray, " h"]:

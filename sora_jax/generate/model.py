@@ -27,6 +27,7 @@ from sora_jax.generate.denoise import SAMPLING, Denoiser
 from sora_jax.generate.story import Story
 from sora_jax.interop import native, wordpieces
 from sora_jax.models.dit import DiT
+from sora_jax.models.patch import grid_shape
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.vae import VideoVAE
 from sora_jax.typing import Float, Params, UInt8
@@ -94,14 +95,13 @@ class VideoModel:
     # Refuses empty and overlong prompts before any work.
     self.prompts(texts if canvas is None or canvas.loop else [text for text in texts if text])
     self._warn_of_unknown_words(texts)
-    canvas = canvas or blank(1, request["frames"], tuple(request["size"]))
+    given, canvas = canvas, canvas or blank(1, request["frames"], tuple(request["size"]))
     if len(canvas.video) not in (1, len(stories)):
       raise UserError(f"There are {len(canvas.video)} videos for {len(stories)} prompts.")
 
-    last, seconds = max(s.starts[-1] for s in stories), len(canvas.known) / request["fps"]
-    if last >= seconds:
-      raise UserError(f"The last prompt begins at {last:g} s but the video ends at {seconds:g} s.")
-    plan = Plan.of(canvas, request["longest"], self.vae.time_stride)
+    self._check_stories(stories, len(canvas.known), request["fps"])
+    longest = self._longest(request) if frames is None or given is None else frames
+    plan = Plan.of(canvas, longest, self.vae.time_stride)
     denoiser = self._denoiser(request)
     lt, lh, lw = self.vae.latent_shape(plan.length + canvas.loop, *request["size"])
     latent = (lt - canvas.loop, lh, lw)  # a loop has no special first latent
@@ -142,8 +142,6 @@ class VideoModel:
     )  # fmt: skip
     request = SAMPLING | dict(self.config["sampling"])
     request |= {k: v for k, v in given.items() if v is not None}
-    if frames is not None or "longest" not in request:
-      request["longest"] = request["frames"]
     self.vae.latent_shape(request["frames"], *request["size"])
     if any(side % self.step for side in request["size"]):
       nearest = "x".join(str(max(1, round(x / self.step)) * self.step) for x in request["size"])
@@ -156,6 +154,28 @@ class VideoModel:
     denoiser = self._denoiser(request)
     denoiser.table((1, 1, 1), 1.0), denoiser.guidance  # refuse what they do not know
     return request
+
+  def _longest(self, request: Mapping[str, Any]) -> int:
+    """Frames to make at a time: as many as the clips of training had, in frames and in tokens."""
+    latent = self.vae.latent_shape(request["frames"], *request["size"])
+    lt, h, w = grid_shape(latent, self.dit.patch)
+    most = request.get("tokens", lt * h * w) // (h * w)
+    frames = 1 + self.vae.time_stride * max(1, most - 1)
+    usual = self.config["sampling"].get("frames", request["frames"])
+    return max(min(frames, request.get("longest", request["frames"])), usual)
+
+  def _check_stories(self, stories: Sequence[Story], frames: int, fps: float) -> None:
+    """Refuses prompts that no latent frame would read."""
+    seconds = np.arange(0, frames, self.vae.time_stride) / fps
+    for story in stories:
+      read = story.at(seconds)
+      for start, prompt in zip(story.starts, story.prompts, strict=True):
+        if prompt not in read:
+          raise UserError(
+            f"The prompt that begins at {start:g} s would not be followed: the video has {frames} "
+            f"frames, {frames / fps:g} s. Make it longer, or let the prompt before it end earlier; "
+            f"each needs {self.vae.time_stride / fps:g} s."
+          )
 
   @property
   def step(self) -> int:

@@ -45,10 +45,10 @@ class Story:
     """
     try:
       scenes = json.loads(Path(path).read_text(encoding="utf-8"))
-      scenes = [(float(scene["start"]), str(scene["prompt"]).strip()) for scene in scenes]
+      scenes = [(float(scene["start"]), scene["prompt"].strip()) for scene in scenes]
     except OSError as error:
       raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
       form = '[{"start": 0, "prompt": "..."}, {"start": 2.5, "prompt": "..."}]'
       raise UserError(f"{path} is no storyboard: write it as {form}.") from error
     if not all(prompt for _, prompt in scenes):

@@ -48,6 +48,8 @@ def connect(first: Clip, second: UInt8[np.ndarray, "_ _ _ 3"], frames: int) -> C
 
 def loop(frames: int, size: tuple[int, int]) -> Canvas:
   """A video without beginning or end, from a prompt alone."""
+  if frames < 1:
+    raise UserError(f"A loop has at least one frame, not {frames}.")
   return dataclasses.replace(blank(1, frames, size), loop=True)
 
 
@@ -60,10 +62,12 @@ def blend(first: Clip, second: UInt8[np.ndarray, "_ _ _ 3"], strength: float) ->
   """The first video's content passing into the second's, in as many frames as both have."""
   check(strength=strength)
   _one_size(first, second)
-  frames = min(len(first), len(second))
-  weight = np.linspace(0.0, 1.0, frames)[:, None, None, None]
-  mixed = (1 - weight) * first[:frames] + weight * second[:frames]
-  return Canvas(mixed.round().astype(np.uint8)[None], np.zeros(mixed.shape[:3], bool), strength)
+  weights = np.linspace(0.0, 1.0, min(len(first), len(second)))
+  mixed = np.stack([
+    ((1 - w) * a + w * b).round().astype(np.uint8)
+    for w, a, b in zip(weights, first, second, strict=False)
+  ])  # fmt: skip
+  return Canvas(mixed[None], np.zeros(mixed.shape[:3], bool), strength)
 
 
 def fill(video: Clip, missing: Sequence[tuple[int, int]]) -> Canvas:

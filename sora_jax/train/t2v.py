@@ -9,6 +9,7 @@ model learns all tasks at once; images are videos of one frame. Clips come in th
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from sora_jax.generate.denoise import SAMPLING, read_prompts
 from sora_jax.generate.model import VideoModel
 from sora_jax.interop import native, wordpieces
 from sora_jax.models.dit import DiT
+from sora_jax.models.patch import grid_shape
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.tokens import Tokens
 from sora_jax.provenance import commit
@@ -107,7 +109,10 @@ class T2VRecipe:
   @property
   def usual(self) -> ConfigDict:
     """The shape with the largest share: what a request that says nothing gets."""
-    return self.config.data.shapes[next(iter(self.shares))]
+    name = next(iter(self.shares))
+    if self.config.data.shapes[name].loop:
+      raise UserError(f"Most samples would be loops: give the shape {name} a smaller share.")
+    return self.config.data.shapes[name]
 
   def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
     config = self.config
@@ -116,7 +121,7 @@ class T2VRecipe:
       mixture=config_lib.build(conditioning.Mixture, config.mixture),
       levels=config_lib.build(LevelSampler, config.levels),
       patch=self.dit.patch, cond_features=self.dit.cond_features, samples=config.data.samples,
-      seed=config.seed, multiple=jax.device_count(),
+      seed=config.seed,
     )  # fmt: skip
     return batches(config.data.batching, process_index, process_count)
 
@@ -147,10 +152,15 @@ class T2VRecipe:
         size=list(usual.size),
         fps=usual.fps,
         longest=max(shapes[name].frames for name in self.shares if not shapes[name].loop),
+        tokens=max(self._tokens(name) for name in self.shares),
         shift=self.config.levels.shift,
       ),
       "training": self.config.to_dict() | {"commit": commit()},
     }
+
+  def _tokens(self, name: str) -> int:
+    """Tokens of the grid of a shape's clips."""
+    return math.prod(grid_shape(self.caches[name][0]["latents"].shape[:3], self.dit.patch))
 
   def export(self, params: Params, workdir: Path) -> None:
     """Writes a complete checkpoint folder: autoencoder, transformer and text, and the log."""
@@ -187,6 +197,7 @@ def build(config: ConfigDict) -> T2VRecipe:
     packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size),
   )
   recipe.prompts.cut = True
+  recipe.usual  # noqa: B018, refuses shares that make no sense before anything is encoded
   words = (cache.info["words"] for cache in recipe.caches.values())
   recipe.prompts.known_words = frozenset().union(*words)
   return recipe

@@ -1,6 +1,7 @@
 """Three ways to batch the same samples: they differ in padding and programs, not in content."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ def batches():
   caches = {
     name: [
       dict(
-        latents=rng.normal(size=(*grid, 2)), stretch=rng.normal(size=(1, *grid[1:], 2)),
+        latents=rng.normal(size=(*grid, 2)),
+        stretch=rng.normal(size=(min(grid[0], 3), *grid[1:], 2)),
         stretch_frame=4, fps=8.0, loop=False, captions=["a red ball"], id=f"{name}-{i}",
       )
       for i in range(20)
@@ -33,7 +35,7 @@ def batches():
   return Batches(
     caches=caches, shares=SHARES, mixture=Mixture(), levels=LevelSampler(), patch=(1, 2, 2),
     cond_features=4, packer=Packer(rows=4, length=160, cond_rows=16, text_length=40),
-    prompts=Prompts.load(wordpieces.TOKENIZER, 8), samples=16, seed=0, multiple=2,
+    prompts=Prompts.load(wordpieces.TOKENIZER, 8), samples=16, seed=0,
   )  # fmt: skip
 
 
@@ -45,7 +47,7 @@ def drawn(iterator, count):
 def test_shapes_come_at_their_shares_in_whole_rows(batches, way):
   seen: collections.Counter[str] = collections.Counter()
   for batch in drawn(batches(way), 150):
-    assert len(batch["values"]) % 2 == 0
+    assert len(batch["values"]) % batches.packer.rows == 0
     seen.update(str(name).partition("-")[0] for name in batch["id"])
     rows = [len(set(row[row > 0])) for row in batch["segments"]]
     assert sum(rows) == len(batch["id"])
@@ -85,10 +87,19 @@ def test_an_iterator_resumes_where_it_was(batches, way):
 
 
 def test_processes_share_the_clips_of_an_epoch(batches):
+  assert len(next(batches("pack", 1, 2))["values"]) == batches.packer.rows // 2
   seen = [
     {name for b in drawn(batches("pack", process, 2), 2) for name in b["id"]} for process in (0, 1)
   ]
   assert seen[0] and seen[1] and not seen[0] & seen[1]
+
+
+def test_a_shape_that_never_fits_is_refused(batches):
+  small = dataclasses.replace(batches, packer=dataclasses.replace(batches.packer, length=120))
+  for way in ("pack", "pad"):
+    with pytest.raises(UserError, match="set packing.length to 128"):
+      small(way)
+  next(small("bucket"))
 
 
 def test_there_is_no_other_way(batches):

@@ -46,11 +46,12 @@ def test_latents_depend_on_the_encoder_alone(tmp_path, params):
 
 def test_a_loop_is_encoded_as_if_it_had_always_been_going_on(tmp_path, params):
   worlds = dict(count=4, seed=0, scenes=("orbit",))
-  shape = dict(clips=2, frames=8, size=(32, 32), fps=8.0)
+  shape = dict(clips=3, frames=8, size=(32, 32), fps=8.0)
   loops = encode.cache(
-    tmp_path, VAE, params, dict(worlds=dict(worlds)), **shape, seed=0, loop=True, batch_size=2
+    tmp_path, VAE, params, dict(worlds=dict(worlds)), **shape, seed=0, loop=True, batch_size=1
   )
-  for i in range(2):
+  assert [len(loops[i]["stretch"]) for i in range(3)] == [1, 2, 2]  # of 1, 5 and 5 frames
+  for i in range(3):
     assert loops[i]["loop"] and loops[i]["latents"].shape == (2, 4, 4, 4)
     index = int(loops[i]["id"].rpartition("-")[2])
     video = to_float(WorldSource(**worlds, frames=8, height=32, width=32)[index]["video"])

@@ -109,7 +109,7 @@ SHORT = CLIP[:6]
     (lambda: tasks.connect(SHORT, SHORT[:, :8], 4), "16x16 and 8x16"),
     (lambda: tasks.blend(SHORT, SHORT[:, :8], 0.5), "16x16 and 8x16"),
     (lambda: Plan.of(tasks.loop(10, (16, 16)), 17, 4), "4k frames, not 10; use 8"),
-    (lambda: Canvas(SHORT[None], np.ones((6, 16, 16), bool), loop=True), "tasks.loop"),
+    (lambda: Canvas(SHORT[None], np.ones((6, 16, 16), bool), loop=True), "tasks.loop_of"),
     (lambda: tasks.fill(SHORT, [(4, 6)]), "4-6 are not in 0-5"),
     (lambda: tasks.fill(SHORT, [(1, 3), (3, 4)]), "3-4 overlap"),
     (lambda: tasks.inpaint(SHORT, np.zeros((16, 16), bool)), "Nothing is to be made"),

@@ -28,6 +28,7 @@ def test_a_file_is_read(tmp_path):
     ('{"start": 0}', "is no storyboard"),
     ('[{"start": "soon", "prompt": "a"}]', "is no storyboard"),
     ("[]", "at least one"),
+    ('[{"start": 0, "prompt": null}]', "is no storyboard"),
     ('[{"start": 0, "prompt": " "}]', "is empty"),
     ('[{"start": 1, "prompt": "a"}]', "begin with 0"),
     ('[{"start": 0, "prompt": "a"}, {"start": 0, "prompt": "b"}]', "rise"),

@@ -1,5 +1,6 @@
 """What is known stays and has seen nothing unknown; the command line does what the API does."""
 
+import av
 import numpy as np
 import pytest
 from tqdm import tqdm
@@ -11,6 +12,7 @@ from sora_jax.generate import tasks
 from sora_jax.generate.canvas import Canvas
 from sora_jax.generate.complete import give
 from sora_jax.generate.denoise import Denoiser, whole_patches
+from sora_jax.generate.inputs import Inputs
 from sora_jax.generate.story import Story
 
 
@@ -209,6 +211,35 @@ def test_paste_puts_the_given_pixels_back_and_no_others(call, clip, tmp_path, mo
   np.testing.assert_array_equal(pasted[9:], plain[9:])
 
 
+def test_a_large_film_is_decoded_small_and_its_sound_left_out(tmp_path, capsys, monkeypatch):
+  film = tmp_path / "film.mp4"
+  with av.open(str(film), "w") as container:
+    picture = container.add_stream("libx264", rate=8)
+    picture.width, picture.height, picture.pix_fmt = 512, 256, "yuv420p"
+    sound = container.add_stream("aac", rate=16_000)
+    silence = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.float32), "fltp", "mono")
+    silence.sample_rate = 16_000
+    container.mux(sound.encode(silence))
+    for _ in range(9):
+      grey = np.full((256, 512, 3), 90, np.uint8)
+      container.mux(picture.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+    container.mux(picture.encode(None))
+    container.mux(sound.encode(None))
+  held = []
+  collect = files._collect
+
+  def watched(path, frames, pixels, size, fit):
+    return collect(path, frames, lambda f: held.append(pixels(f).nbytes) or pixels(f), size, fit)
+
+  monkeypatch.setattr(files, "_collect", watched)
+  inputs = Inputs(videos=[str(film)], frames=4)
+  canvas, fps = inputs.canvas("extend", step=16, frames=17, size=(64, 64), fps=8.0)
+  said = capsys.readouterr().err
+  assert canvas.video.shape == (1, 13, 48, 96, 3) and fps == 8
+  assert "resized 256x512 to 48x96 (crop)" in said and "sound of" in said
+  assert max(held) < 2 * 48 * 96 * 3
+
+
 @pytest.mark.parametrize(
   ("line", "message"),
   [
@@ -216,10 +247,12 @@ def test_paste_puts_the_given_pixels_back_and_no_others(call, clip, tmp_path, mo
     ("--task animate", "needs --image"),
     ("--task fill --video {a}", "shows no damage"),
     ("--task loop", "prompt is empty"),
+    ("red --task loop --frames -4", "at least one frame"),
+    ("--task blend --video {a} --video {a} --paste", "no pixel stays"),
     ("red --task loop --frames 10", "4k frames, not 10; use 8"),
     ("--task storyboard", "needs --storyboard"),
     ("--task storyboard --storyboard {a}", "is no storyboard: write it as"),
-    ("--task storyboard --storyboard {story}", "last prompt begins at 9"),
+    ("--task storyboard --storyboard {story} --frames 9", "begins at 9 s would not be followed"),
     ("red --task storyboard --storyboard {story}", "leave PROMPT out"),
     ("--task blend --video {a}", "needs two --video"),
     ("--task connect --video a.gif", "needs two --video"),
