@@ -13,6 +13,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ import pytest
 MAX_SKIPS = 3
 CACHE = Path(__file__).parent.parent / ".cache" / "jax-tests"
 
+hypothesis.settings.register_profile("suite", deadline=None)  # nothing here is a timed test
+hypothesis.settings.load_profile("suite")
 jax.config.update("jax_num_cpu_devices", 8)
 # Compiling takes most of the suite's time, and most programs are the same from run to run.
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

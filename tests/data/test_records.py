@@ -36,7 +36,7 @@ def same(a, b):
   return a == b
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sample=st.dictionaries(st.text(max_size=4), NESTED, max_size=4))
 def test_decode_undoes_encode(sample):
   assert same(sample, records.decode(records.encode(sample)))

@@ -9,7 +9,7 @@ from sora_jax.errors import UserError
 RATES = st.sampled_from([4.0, 8.0, 12.5, 24000 / 1001, 25.0, 30.0, 60.0])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(native=RATES, fps=RATES, count=st.integers(1, 50), start=st.floats(0, 1))
 def test_steady_rates_give_the_nearest_frame(native, fps, count, start):
   """Also when containers round the times to milliseconds."""

@@ -21,7 +21,7 @@ def test_floats_round_trip_and_fill_the_range(array):
   assert (transforms.to_uint8(np.array([-3.0, 3.0])) == [0, 255]).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
   count=st.integers(1, 60),
   fps=st.sampled_from([8.0, 12.0, 24.0, 29.97, 60.0]),

@@ -240,7 +240,7 @@ def test_truncated_files_are_errors(originals, tmp_path, suffix, fraction):
     video.read(tmp_path / f"cut{suffix}")
 
 
-@settings(max_examples=80, deadline=None,
+@settings(max_examples=80,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused(originals, tmp_path, data):
