@@ -2,7 +2,7 @@ r"""The transformer of the shipped checkpoint `toy`: text to video, 48 to 160 px
 
 Needs the autoencoder of configs/vae_toy.py. The worlds are rendered and encoded first, in a
 quarter of an hour. 4,000 steps of about 24 samples take four hours on two CPU cores. Expect a loss
-of about 0.33, as at the end of the runs that made `toy` (README.md).
+of about 0.31, as at the end of the runs that made `toy` (README.md).
 
   sora-jax train --config=configs/vae_toy.py:components --workdir runs/vae
   sora-jax train --config=configs/toy.py --config.vae=runs/vae/export --workdir runs/toy
@@ -61,7 +61,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     data=dict(
       cache="data/latents",
       batching="pack",  # or bucket, or pad: sora_jax/data/batches.py
-      samples=23,  # drawn per step; train.batch_size sequences hold nearly all of them
+      samples=26,  # drawn per step; train.batch_size sequences hold nearly all of them
       shapes={
         name: dict(share=share, clips=clips, frames=frames, size=size, fps=fps, loop=False)
         for name, (share, clips, (frames, *size), fps) in SHAPES.items()
