@@ -12,8 +12,8 @@ On your own videos (mp4 files with captions in .txt files beside them):
   sora-jax train --config=configs/toy.py:square --config.data.sources.worlds.weight=0 \
       --config.data.sources.folder.weight=1 --config.data.sources.folder.path=DIR --workdir runs/own
 
-All sizes and lengths share packed sequences (`:square` has 64x64 alone, and no loops); a shape is switched off by its share, for example
-`--config.data.shapes.huge.share=0`.
+All sizes and lengths share packed sequences (`:square` has 64x64 alone, and no loops); a shape is
+switched off by its share, for example `--config.data.shapes.huge.share=0`.
 """
 
 from ml_collections import ConfigDict

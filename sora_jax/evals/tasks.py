@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from einops import reduce, repeat
-from tqdm import tqdm
 
 from sora_jax.evals import motion
 from sora_jax.evals.adherence import Judge, Reading
+from sora_jax.evals.cases import FRAMES, SEED, SIZE, Case, cases, cross_fade, interpolated
 from sora_jax.evals.reconstruction import psnr
 from sora_jax.evals.report import Results, proportion
 from sora_jax.generate import tasks
 from sora_jax.generate.canvas import Canvas
 from sora_jax.generate.story import Story
-from sora_jax.typing import Clip, Float, UInt8
+from sora_jax.typing import UInt8
 from sora_jax.worlds import VOCABULARY, WorldSource
 from sora_jax.worlds.phrases import LIGHTS
 
 Clips = UInt8[np.ndarray, "b t h w 3"]
-SEED, SCENES = 1_200_000, ("roll", "fall", "bounce", "pendulum")
-FRAMES, SIZE = 17, 64
 PATCH = 16  # pixels of a token: what a mask can tell apart
 STRENGTHS = (0.4, 0.55, 0.7, 0.85)
 SHAPES = {
@@ -56,44 +54,6 @@ class Model(Protocol):
 
   def reconstruct(self, video: Clips) -> Clips:
     """The round trip through the latents."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """A world with one thing that moves before a camera that does not."""
-
-  video: Clip
-  thing: np.ndarray  # t h w, True where its main object is seen
-  caption: str
-  labels: Mapping[str, str]
-  light: str
-
-  @property
-  def colour(self) -> Float[np.ndarray, "3"]:
-    """Mean colour of the object."""
-    return self.video[self.thing].astype(np.float32).mean(axis=0)
-
-  @property
-  def behind(self) -> Float[np.ndarray, "h w 3"]:
-    return motion.background(self.video, self.thing)
-
-
-def cases(count: int, seed: int, light: str | None = None) -> list[Case]:
-  """Worlds of the validation split whose object is in sight in every frame."""
-  source = WorldSource(100 * count, SEED + seed, "validation", FRAMES, scenes=SCENES, truth=True)
-  found: list[Case] = []
-  for index in tqdm(range(len(source)), desc="worlds", unit="world"):
-    if len(found) == count:
-      break
-    spec = source.spec(index)
-    still = spec.camera.kind == "static" and spec.look == "plain" and len(spec.things) == 1
-    if not still or light not in (None, spec.light):
-      continue
-    sample = source[index]
-    thing = sample["truth"]["segmentation"] == 10
-    if thing.sum(axis=(1, 2)).min() > 20:
-      found.append(Case(sample["video"], thing, sample["caption"], spec.labels, spec.light))
-  return found
 
 
 def suite(model: Model, count: int, seed: int) -> Results:
@@ -168,19 +128,19 @@ def _fill(model: Model, known: list[Case], seed: int) -> dict[str, Any]:
     frames = [i for first, last in missing for i in range(first, last + 1)]
     canvases = [tasks.fill(case.video, missing) for case in known]
     made = complete(model, canvases, [case.caption for case in known], seed)
-    between = np.stack([_interpolated(case.video, frames) for case in known])
+    between = np.stack([interpolated(case.video, frames) for case in known])
     seams = sorted({edge for first, last in missing for edge in (first, last + 1)})
     out[name] = {
       "position error, px": _distance(made, known, frames),
       "of interpolated frames, px": _distance(between, known, frames),
-      "of interpolated positions, px": _interpolated_positions(known, frames),
+      "of interpolated positions, px": _positions(known, frames),
       **_seams(model, canvases, made, known, seams),
     }
     if bounce:
       some = [known[i] for i in bounce]
       out[name] |= {
         "position error in a bounce, px": _distance(made[bounce], some, frames),
-        "of interpolated positions in a bounce, px": _interpolated_positions(some, frames),
+        "of interpolated positions in a bounce, px": _positions(some, frames),
       }
   return out
 
@@ -189,7 +149,7 @@ def _connect(model: Model, known: list[Case], seed: int) -> dict[str, Any]:
   first, second = known, [*known[1:], known[0]]
   pairs = [(a.video[:9], b.video[:9]) for a, b in zip(first, second, strict=True)]
   made = complete(model, [tasks.connect(a, b, 8) for a, b in pairs], [""] * len(pairs), seed)
-  fades = [np.concatenate([a, _between(a[-1], b[0], 8), b]) for a, b in pairs]
+  fades = [np.concatenate([a, cross_fade(a[-1], b[0], 8), b]) for a, b in pairs]
   passage = list(range(9, 18))  # a cut may be anywhere in it
   return {
     "seam": _median(motion.seam(clip, passage) for clip in made),
@@ -204,7 +164,7 @@ def _loop(model: Model, count: int, seed: int) -> dict[str, Any]:
   canvas = tasks.loop(16, (SIZE, SIZE))
   made = model.sample(prompts, canvas=canvas, seed=seed, progress=True)
   free = model.sample(prompts, seed=seed, frames=FRAMES, size=(SIZE, SIZE), progress=True)
-  fades = [np.concatenate([clip[4:], _between(clip[-1], clip[4], 4)]) for clip in free]
+  fades = [np.concatenate([clip[4:], cross_fade(clip[-1], clip[4], 4)]) for clip in free]
   real = [motion.seam(source[i]["video"], [0], cyclic=True) for i in range(count)]
   wrap = lambda clips: _median(motion.seam(clip, [0], cyclic=True) for clip in clips)  # noqa: E731
   clips = [source[i]["video"][:9] for i in range(count)]
@@ -369,41 +329,17 @@ def _distance(clips: Clips, known: list[Case], frames: Any) -> dict[str, Any]:
   return _median(
     np.nan_to_num(np.linalg.norm(error), nan=SIZE / 2)
     for clip, case in zip(clips, known, strict=True)
-    for error in _errors(clip, case, frames)
+    for error in case.errors(clip, frames)
   )
 
 
-def _errors(clip: Clip, case: Case, frames: Any) -> Iterator[np.ndarray]:
-  behind, colour = case.behind, case.colour
-  for i in frames:
-    yield motion.find(clip[i], behind, colour) - motion.centre(case.thing[i])
-
-
-def _interpolated(video: Clip, frames: list[int]) -> Clip:
-  """The frames in question blended from the nearest others."""
-  out = video.copy()
-  given = [i for i in range(len(video)) if i not in frames]
-  for i in frames:
-    before, after = max(j for j in given if j < i), min(j for j in given if j > i)
-    share = (i - before) / (after - before)
-    out[i] = ((1 - share) * video[before] + share * video[after].astype(np.float32)).round()
-  return out
-
-
-def _interpolated_positions(known: list[Case], frames: list[int]) -> dict[str, Any]:
-  distances = []
-  for case in known:
-    truth = np.stack([motion.centre(mask) for mask in case.thing])
-    given = [i for i in range(len(truth)) if i not in frames]
-    guess = np.stack([np.interp(frames, given, truth[given, axis]) for axis in (0, 1)], axis=-1)
-    distances += list(np.linalg.norm(guess - truth[frames], axis=1))
-  return _median(distances)
-
-
-def _between(first: np.ndarray, last: np.ndarray, count: int) -> Clip:
-  """A cross-fade of `count` frames, without the two it leads from and to."""
-  share = (np.arange(1, count + 1) / (count + 1))[:, None, None, None]
-  return ((1 - share) * first + share * last).round().astype(np.uint8)
+def _positions(known: list[Case], frames: list[int]) -> dict[str, Any]:
+  """Errors of the straight line between where the object is seen."""
+  return _median(
+    distance
+    for case in known
+    for distance in np.linalg.norm(case.guess(frames) - case.places[frames], axis=1)
+  )
 
 
 def _median(values: Any) -> dict[str, Any]:

@@ -87,8 +87,8 @@ class VideoModel:
     """
     size = size if canvas is None else canvas.video.shape[2:4]
     request = self.request(frames, size, fps, sampler, steps, guidance, shift)
-    told = [prompts] if isinstance(prompts, str | Story) else list(prompts)
-    stories = [Story.of(one) for one in told]
+    alone = (str, Story)
+    stories = [Story.of(x) for x in ([prompts] if isinstance(prompts, alone) else list(prompts))]
     if not stories:
       raise UserError("There are no prompts.")
     texts = [text for story in stories for text in story.prompts]
@@ -118,8 +118,7 @@ class VideoModel:
         )  # fmt: skip
         made = complete(canvas.of(chosen), plan, request["fps"], self.codec, denoise)
         videos.append(made[: len(stories) - first])
-    stacked = np.concatenate(videos)
-    return stacked[0] if isinstance(prompts, str | Story) else stacked
+    return np.concatenate(videos)[0] if isinstance(prompts, alone) else np.concatenate(videos)
 
   def request(
     self,
