@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from tqdm import tqdm
 from sora_jax.evals import motion
 from sora_jax.typing import Clip, Float
 from sora_jax.worlds import WorldSource
+from sora_jax.worlds.film import render
+from sora_jax.worlds.spec import Spec
 
 SEED, SCENES = 1_200_000, ("roll", "fall", "bounce", "pendulum")
 FRAMES, SIZE = 17, 64
@@ -23,8 +26,18 @@ class Case:
   video: Clip
   thing: np.ndarray  # t h w, True where its main object is seen
   caption: str
-  labels: Mapping[str, str]
-  light: str
+  spec: Spec
+
+  @property
+  def labels(self) -> dict[str, str]:
+    """What a judge has to read off the clip."""
+    return self.spec.labels
+
+  @property
+  def night(self) -> Clip:
+    """The same world at night."""
+    spec = dataclasses.replace(self.spec, light="night")
+    return render(spec, FRAMES, SIZE, SIZE).video
 
   @property
   def colour(self) -> Float[np.ndarray, "3"]:
@@ -68,7 +81,7 @@ def cases(count: int, seed: int, light: str | None = None) -> list[Case]:
     sample = source[index]
     thing = sample["truth"]["segmentation"] == 10
     if thing.sum(axis=(1, 2)).min() > 20:
-      found.append(Case(sample["video"], thing, sample["caption"], spec.labels, spec.light))
+      found.append(Case(sample["video"], thing, sample["caption"], spec))
   return found
 
 
