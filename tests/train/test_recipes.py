@@ -59,7 +59,7 @@ def test_the_path_ends_in_a_video(checkpoint, folder):
 
 def test_every_shape_comes_at_its_share(config):
   config = config.copy_and_resolve_references()
-  config.data.shapes.loops.share = config.data.shapes.square.share + config.data.shapes.wide.share
+  config.data.shapes.loops.share = 0.3
   recipe = loop.build_recipe(config)
   seen = collections.Counter()
   data = recipe.dataset(0, 1)
@@ -68,7 +68,8 @@ def test_every_shape_comes_at_its_share(config):
     for row, period in zip(batch["segments"], batch["period"], strict=True):
       for segment in set(row[row > 0]):
         seen["loops" if period[row == segment][0] else "clips"] += 1
-  assert 0.5 < seen["loops"] / seen.total() / 0.35 < 1.5  # half of the samples; 30 % are images
+  expected = 0.7 * recipe.shares["loops"] / sum(recipe.shares.values())  # 30 % are images
+  assert seen["loops"] / seen.total() == pytest.approx(expected, rel=0.4)
 
 
 def test_training_goes_on_from_an_exported_checkpoint(checkpoint, vae, config):
