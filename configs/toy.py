@@ -1,8 +1,8 @@
 r"""The transformer of the shipped checkpoint `toy`: text to video, 48 to 160 px, 1 to 49 frames.
 
 Needs the autoencoder of configs/vae_toy.py. The worlds are rendered and encoded first, in a
-quarter of an hour. 4,000 steps of about 24 samples take four hours on two CPU cores. Expect a loss
-of about 0.31, as at the end of the runs that made `toy` (README.md).
+quarter of an hour. 4,000 steps of about 21 samples take three to four hours on two CPU cores (an
+estimate from the runs that made `toy`, README.md, whose loss ended at 0.31).
 
   sora-jax train --config=configs/vae_toy.py:components --workdir runs/vae
   sora-jax train --config=configs/toy.py --config.vae=runs/vae/export --workdir runs/toy

@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     UserError: everything is checked before any weights are loaded, except what only they know.
   """
   from sora_jax.data import video
+  from sora_jax.diffusion.conditioning import TIME_STRIDE
   from sora_jax.generate.inputs import Inputs
   from sora_jax.generate.story import Story
 
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     raise UserError(f"The task {args.task} cannot use --paste: no pixel stays as it was given.")
   alone, count = canvas is None, args.frames
   if args.task == "storyboard" and count is None:  # the last prompt has the length of a clip
-    count = math.ceil(told.starts[-1] * fps / 4) * 4 + defaults["frames"]
+    count = math.ceil(told.starts[-1] * fps / TIME_STRIDE) * TIME_STRIDE + defaults["frames"]
   frames = model.sample(
     told, canvas=canvas, negative=args.negative, seed=args.seed, progress=True, fps=fps,
     frames=count if alone else None, size=args.size if alone else None,

@@ -2,9 +2,9 @@
 
   pack    samples of any size share sequences of one length: one program
   bucket  a batch holds samples of one grid, one in each sequence: a program per grid
-  pad     one sample in each sequence, all as long as the longest: one program
+  pad     one sample in each sequence, all of one length: one program
 
-The samples, the loss and their shares are the same; only what is computed on padding is not.
+Samples, shares and loss are the same; what is computed on padding is not.
 """
 
 from __future__ import annotations

@@ -10,13 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from sora_jax.evals import motion
+from sora_jax.evals.adherence import FRAMES, SIZE
+from sora_jax.generate.canvas import runs
 from sora_jax.typing import Clip, Float
 from sora_jax.worlds import WorldSource
 from sora_jax.worlds.film import render
 from sora_jax.worlds.spec import Spec
 
 SEED, SCENES = 1_200_000, ("roll", "fall", "bounce", "pendulum")
-FRAMES, SIZE = 17, 64
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,8 @@ def cases(count: int, seed: int, light: str | None = None) -> list[Case]:
 def interpolated(video: Clip, frames: Sequence[int]) -> Clip:
   """The frames in question blended from the nearest others."""
   out = video.copy()
-  given = [i for i in range(len(video)) if i not in frames]
-  for i in frames:
-    before, after = max(j for j in given if j < i), min(j for j in given if j > i)
-    share = (i - before) / (after - before)
-    out[i] = ((1 - share) * video[before] + share * video[after].astype(np.float32)).round()
+  for run in runs(np.isin(np.arange(len(video)), frames)):
+    out[run] = cross_fade(video[run.start - 1], video[run.stop], run.stop - run.start)
   return out
 
 

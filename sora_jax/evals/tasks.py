@@ -16,8 +16,8 @@ import numpy as np
 from einops import reduce, repeat
 
 from sora_jax.evals import motion
-from sora_jax.evals.adherence import Judge, Reading
-from sora_jax.evals.cases import FRAMES, SEED, SIZE, Case, cases, cross_fade, interpolated
+from sora_jax.evals.adherence import FRAMES, SIZE, Judge, Reading
+from sora_jax.evals.cases import SEED, Case, cases, cross_fade, interpolated
 from sora_jax.evals.reconstruction import psnr
 from sora_jax.evals.report import Results, proportion
 from sora_jax.generate import tasks

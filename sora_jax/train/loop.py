@@ -148,7 +148,6 @@ class _Run:
     self.saved = self.step
     self.exported = -1
     self.rolled_back = False
-    self.programs: set[str] = set()
     self.last: dict[str, float] = {}
     self.report = metrics.Metrics(
       workdir, self.step, train.steps, train.batch_size, train.log_every
@@ -184,7 +183,6 @@ class _Run:
       "skipped": int(self.state.skipped),
       "compilations": metrics.compilations(),
       "stopped": stop.get("signal"),
-      "programs": len(self.programs),
     }
 
   def advance(self) -> None:
@@ -201,18 +199,9 @@ class _Run:
     ids = [str(i) for i in batch.get("id", ())]
     with jax.transfer_guard("disallow"):
       arrays = to_devices(numeric(batch), self.mesh)
-      self._note_program(arrays)
       self.state, values = self.step_fn(self.state, arrays)
     self.step += 1
     self.guard(self.report.step(self.step, values, ids))
-
-  def _note_program(self, arrays: Mapping[str, Any]) -> None:
-    """Says so when a batch has a new shape: each one is a program to compile."""
-    shapes = str(jax.tree.map(np.shape, arrays))
-    if shapes not in self.programs:
-      self.programs.add(shapes)
-      if len(self.programs) > 1 and jax.process_index() == 0:
-        print(f"step {self.step}: compiling program {len(self.programs)}", file=sys.stderr)
 
   def guard(self, values: dict[str, float]) -> None:
     """Goes back to the last checkpoint, but on with the data, after too many bad steps."""

@@ -99,20 +99,24 @@ class T2VRecipe:
 
   @property
   def shares(self) -> dict[str, float]:
-    """How much of the samples each shape has, of those that have any; the largest first."""
+    """How much of the samples each shape has, of those that have any; the largest first.
+
+    Raises:
+      UserError: none has any, or most samples would be loops.
+    """
     shapes = self.config.data.shapes
     shares = {name: float(shape.share) for name, shape in shapes.items() if shape.share > 0}
     if not shares:
       raise UserError("No shape of clips has a share: set config.data.shapes.NAME.share above 0.")
+    largest = max(shares, key=lambda name: shares[name])
+    if shapes[largest].loop:
+      raise UserError(f"Most samples would be loops: give the shape {largest} a smaller share.")
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
   @property
   def usual(self) -> ConfigDict:
     """The shape with the largest share: what a request that says nothing gets."""
-    name = next(iter(self.shares))
-    if self.config.data.shapes[name].loop:
-      raise UserError(f"Most samples would be loops: give the shape {name} a smaller share.")
-    return self.config.data.shapes[name]
+    return self.config.data.shapes[next(iter(self.shares))]
 
   def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
     config = self.config
@@ -197,7 +201,6 @@ def build(config: ConfigDict) -> T2VRecipe:
     packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size),
   )
   recipe.prompts.cut = True
-  recipe.usual  # noqa: B018, refuses shares that make no sense before anything is encoded
   words = (cache.info["words"] for cache in recipe.caches.values())
   recipe.prompts.known_words = frozenset().union(*words)
   return recipe
