@@ -38,6 +38,8 @@ TEST = [
   "beartype>=0.22",
   "diffusers>=0.35",
   "hypothesis>=6.130",
+  # Compiles for TPUs with none at hand; what jax[tpu]==0.10.2 asks for.
+  "libtpu==0.0.42.*; sys_platform == 'linux' and platform_machine == 'x86_64'",
   "mypy>=1.18",
   "pytest>=9.0",
   "ruff>=0.14",
