@@ -25,9 +25,13 @@ LAYERS = (
   ("train", "generate", "evals", "interop"),
   ("cli",),
 )
-# All that models may know of the machine: a constraint that does nothing without a mesh, and the
-# number of devices a batch is split over.
-PLACEMENT = {f"sora_jax.parallel.sharding.{name}" for name in ("constrain", "batch_shards")}
+# All that models may know of the machine: a constraint that does nothing without a mesh, the number
+# of devices a batch is split over, and the one attention function.
+PLACEMENT = {
+  "sora_jax.parallel.sharding.constrain",
+  "sora_jax.parallel.sharding.batch_shards",
+  "sora_jax.parallel.attention.attend",
+}
 # Libraries that only some files may import: everything else goes through those files.
 RESERVED = {
   "orbax": ("train/checkpoint.py",),

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from sora_jax.typing import Array, Bool, Float, Int
+
+UNSEEN = -1e30  # a score, and the logarithm of a sum, of nothing: finite, so that no NaN arises
+
+
+class Who(NamedTuple):
+  """Who sees whom: `visible`'s arguments, as far as they are known (no blocks: all 0)."""
+
+  q_ids: Int[Array, "b n"]
+  kv_ids: Int[Array, "b m"]
+  q_block: Int[Array, "b n"]
+  kv_block: Int[Array, "b m"]
 
 
 def visible(
@@ -38,3 +51,51 @@ def attend(
   seen = visible(q_ids, kv_ids, q_block, kv_block)
   out = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
   return jnp.where(seen.any(-1)[:, :, None, None], out, jnp.zeros((), out.dtype))
+
+
+def forward(
+  q: Float[Array, "b n k dk"], k: Float[Array, "b m k dk"], v: Float[Array, "b m k dk"], who: Who
+) -> tuple[Float[Array, "b n k dk"], Float[Array, "b k n"]]:
+  """Attention and the logarithm of each query's sum of exponentials, both in float32.
+
+  With the logarithms, attention to parts of the keys can be joined (`parallel/ring.py`).
+  """
+  scores = _scores(q, k, who)
+  top = jnp.max(scores, axis=-1)
+  share = jnp.where(scores == UNSEEN, 0.0, jnp.exp(scores - top[..., None]))
+  mass = jnp.sum(share, axis=-1)
+  found = jnp.where(mass > 0, mass, 1.0)
+  out = _product("bknm,bmkd->bnkd", share / found[..., None], v)
+  return out, jnp.where(mass > 0, top + jnp.log(found), UNSEEN)
+
+
+def backward(
+  q: Float[Array, "b n k dk"],
+  k: Float[Array, "b m k dk"],
+  v: Float[Array, "b m k dk"],
+  who: Who,
+  lse: Float[Array, "b k n"],
+  delta: Float[Array, "b k n"],
+  dout: Float[Array, "b n k dk"],
+) -> tuple[Float[Array, "b n k dk"], Float[Array, "b m k dk"], Float[Array, "b m k dk"]]:
+  """Gradients of queries, keys and values, in float32.
+
+  Args:
+    lse: of the whole softmax, of which these keys may be a part.
+    delta: sum over dk of output times its gradient, per query.
+  """
+  scores = _scores(q, k, who)
+  share = jnp.where(scores == UNSEEN, 0.0, jnp.exp(scores - lse[..., None]))
+  dv = _product("bknm,bnkd->bmkd", share, dout)
+  dscores = share * (_product("bnkd,bmkd->bknm", dout, v) - delta[..., None])
+  dscores = dscores * q.shape[-1] ** -0.5
+  return _product("bknm,bmkd->bnkd", dscores, k), _product("bknm,bnkd->bmkd", dscores, q), dv
+
+
+def _scores(q: Array, k: Array, who: Who) -> Float[Array, "b k n m"]:
+  scores = _product("bnkd,bmkd->bknm", q, k) * q.shape[-1] ** -0.5
+  return jnp.where(visible(*who)[:, None], scores, UNSEEN)
+
+
+def _product(spec: str, x: Array, y: Array) -> Array:
+  return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)

@@ -14,6 +14,7 @@ a GELU MLP. Published Wan models are rows of `VARIANTS`.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -47,6 +48,14 @@ REMAT = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # The name is `parallel.ring.SAVED`: the backward pass does not run attention again.
+  "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=["attention"],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
 }
 
 
@@ -58,6 +67,7 @@ class Block(nn.Module):
   mlp_width: int
   eps: float = 1e-6
   dtype: Any = None
+  kernel: str = "auto"
 
   @nn.compact
   def __call__(
@@ -68,18 +78,20 @@ class Block(nn.Module):
     text: Float[Array, "b s d"],
     angles: Float[Array, "b n half"],
   ) -> tuple[Float[Array, "b n d"], None]:
-    attention = lambda name: Attention(self.width, self.heads, self.eps, self.dtype, name=name)  # noqa: E731
+    attention = functools.partial(
+      Attention, self.width, self.heads, self.eps, self.dtype, self.kernel
+    )
     offset = self.param("modulation", nn.initializers.zeros, (6, self.width))
     rows = rearrange(modulation + offset, "b k six d -> b k (six d)")
     m = rearrange(select_rows(rows, tokens.cond_index), "b n (six d) -> six b n d", six=6)
     shift1, scale1, gate1, shift2, scale2, gate2 = m
 
     y = modulate(LayerNorm(self.eps)(x), shift1, scale1)
-    y = attention("self_attention")(y, tokens.segments, block=tokens.block, angles=angles)
+    y = attention(name="self_attention")(y, tokens.segments, block=tokens.block, angles=angles)
     x = gated(x, gate1, y)
 
     y = LayerNorm(self.eps, affine=True, name="text_norm")(x)
-    x = x + attention("text_attention")(y, tokens.prompt, text, tokens.text_ids)
+    x = x + attention(name="text_attention")(y, tokens.prompt, text, tokens.text_ids)
 
     y = modulate(LayerNorm(self.eps)(x), shift2, scale2)
     y = Mlp(self.mlp_width, self.width, self.dtype, name="mlp")(y)
@@ -102,6 +114,7 @@ class DiT(nn.Module):
     dtype: of the matmuls and the activations between them; parameters, norms, modulation, softmax
       and the output stay in float32.
     remat: what the backward pass recomputes; a key of `REMAT`.
+    attention: which kernel computes attention; see `parallel.attention`.
   """
 
   width: int
@@ -118,6 +131,7 @@ class DiT(nn.Module):
   eps: float = 1e-6
   dtype: Any = None
   remat: str = "none"
+  attention: str = "auto"
 
   @property
   def patch_width(self) -> int:
@@ -146,7 +160,7 @@ class DiT(nn.Module):
       split_rngs={"params": True},
       in_axes=(nn.broadcast,) * 4,
       length=self.layers,
-    )(self.width, self.heads, self.mlp_width, self.eps, self.dtype, name="blocks")
+    )(self.width, self.heads, self.mlp_width, self.eps, self.dtype, self.attention, name="blocks")
     x, _ = blocks(x, modulation, tokens, text, angles)
 
     offset = self.param("modulation", nn.initializers.zeros, (2, self.width))

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from sora_jax.models.attention import attend
 from sora_jax.models.patch import rotate
+from sora_jax.parallel.attention import attend
 from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Float, Int
 
@@ -64,13 +64,15 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
   """Multi-head attention with RMS-normalised queries and keys (over the full width, as in Wan).
 
-  `source` and its ids make it cross-attention; `angles` switch on rotary embeddings.
+  `source` and its ids make it cross-attention; `angles` switch on rotary embeddings; `kernel` is
+  one of `parallel.attention.KERNELS`, or "auto".
   """
 
   width: int
   heads: int
   eps: float = 1e-6
   dtype: Any = None
+  kernel: str = "auto"
 
   @nn.compact
   def __call__(
@@ -82,6 +84,7 @@ class Attention(nn.Module):
     block: Int[Array, "b n"] | None = None,
     angles: Float[Array, "b n half"] | None = None,
   ) -> Float[Array, "b n d"]:
+    cross = source is not None
     source = x if source is None else source
     source_ids = ids if source_ids is None else source_ids
     dense = lambda name: nn.Dense(self.width, dtype=self.dtype, name=name)  # noqa: E731
@@ -91,6 +94,7 @@ class Attention(nn.Module):
     v = split(dense("v")(source))
     if angles is not None:
       q, k = rotate(q, angles), rotate(k, angles)
-    q, k, v = (constrain(y, "heads") for y in (q, k, v))
-    out = attend(q, k, v, ids, source_ids, block, block)
+    q = constrain(q, "heads")
+    k, v = (constrain(y, "text_heads" if cross else "heads") for y in (k, v))
+    out = attend(q, k, v, ids, source_ids, block, block, kernel=self.kernel, cross=cross)
     return dense("out")(rearrange(out, "b n k dk -> b n (k dk)"))

@@ -59,6 +59,7 @@ ACTIVATIONS: dict[str, P] = {
   "heads": P(BATCH, "context", "tensor", None),  # b n k dk
   "hidden": P(BATCH, "context", "tensor"),  # b n f, inside a feed-forward layer
   "text": P(BATCH, None, None),  # b s e
+  "text_heads": P(BATCH, None, "tensor", None),  # b s k dk
   "video": P(BATCH, None, None, None, None),  # b t h w c
   "latent": P(BATCH, None, None, None, None),  # b lt lh lw z
 }
