@@ -97,7 +97,7 @@ def _run(argv: list[str]) -> int:
   # With --json stdout holds one object and nothing else; whatever a verb prints is a message.
   with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
     result = args.module.run(args)
-  if args.json:
+  if args.json and result is not None:  # of several processes, one has the result
     print(json.dumps(result))
   return 0
 

@@ -21,12 +21,15 @@ import numpy as np
 from sora_jax.data.encode import STRETCHES
 from sora_jax.data.packing import Packer
 from sora_jax.data.pipeline import Source
+from sora_jax.data.shards import shard, split
 from sora_jax.diffusion import conditioning
 from sora_jax.diffusion.conditioning import TIME_STRIDE, Mixture, Sample
 from sora_jax.diffusion.time import LevelSampler
 from sora_jax.errors import UserError
 from sora_jax.models.patch import Patch, grid_shape
 from sora_jax.models.text import Prompts
+
+Part = Callable[[grain.MapDataset, int], grain.MapDataset]  # stream, rows of a batch -> shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +56,31 @@ class Batches:
   seed: int
 
   def __call__(
-    self, batching: str, process_index: int = 0, process_count: int = 1
+    self, batching: str, shard_index: int = 0, shard_count: int = 1
   ) -> Iterator[dict[str, Any]]:
-    """An endless, resumable iterator over the batches of one of several processes.
+    """An endless, resumable iterator over one host's rows of the batches (`shards.py`).
+
+    Hosts that pack draw their samples of each batch, and fill their own rows with them.
 
     Batches have the fields of `Packer` and "id", the names of their samples.
 
     Raises:
-      UserError: there is no such way of batching, or a sample of some shape could never fit.
+      UserError: there is no such way of batching, a sample of some shape could never fit, or rows
+        or samples cannot be divided among the shards.
     """
     ways = {"pack": Batches._packed, "bucket": Batches._buckets, "pad": Batches._padded}
     if batching not in ways:
       raise UserError(f"Unknown batching {batching!r}: choose one of {', '.join(ways)}.")
     if batching != "bucket":
       self._check_lengths()
-    rows = self.packer.rows // process_count
+    rows = split("train.batch_size", self.packer.rows, shard_count)
     mine = dataclasses.replace(
       self,
       packer=dataclasses.replace(self.packer, rows=rows),
-      samples=self.samples // process_count,
+      samples=split("data.samples", self.samples, shard_count),
     )
-    batches, ahead = ways[batching](mine, slice(process_index, None, process_count))
+    part = functools.partial(shard, shard_index=shard_index, shard_count=shard_count)
+    batches, ahead = ways[batching](mine, part)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
     return iter(batches(options))
 
@@ -95,17 +102,18 @@ class Batches:
       alone = min(lt, 1 + (max(STRETCHES) - 1) // TIME_STRIDE)
     return (t + alone) * h * w
 
-  def _packed(self, part: slice) -> tuple[Callable, int]:
-    clips = self._mixed(part, self.mixture)
+  def _packed(self, part: Part) -> tuple[Callable, int]:
+    clips = part(self._mixed(self.mixture), self.samples)
     pack = functools.partial(_pack, packer=self.packer, prompts=self.prompts)
     return lambda o: clips.to_iter_dataset(o).batch(self.samples, batch_fn=pack), 2 * self.samples
 
-  def _padded(self, part: slice) -> tuple[Callable, int]:
-    clips, rows = self._mixed(part, self.mixture), self.packer.rows
+  def _padded(self, part: Part) -> tuple[Callable, int]:
+    rows = self.packer.rows
+    clips = part(self._mixed(self.mixture), rows)
     lay = self._alone(rows, self.packer.length, self.packer.cond_rows)
     return lambda o: clips.to_iter_dataset(o).batch(rows, batch_fn=lay), 2 * rows
 
-  def _buckets(self, part: slice) -> tuple[Callable, int]:
+  def _buckets(self, part: Part) -> tuple[Callable, int]:
     parts, weights = [], []
     for number, (name, share) in enumerate(sorted(self.shares.items())):
       for image, fraction in ((False, 1 - self.mixture.images), (True, self.mixture.images)):
@@ -114,25 +122,25 @@ class Batches:
         length = self._length(name, image)
         rows = max(1, self.packer.length // length) * self.packer.rows
         mixture = dataclasses.replace(self.mixture, images=float(image))
-        clips = self._drawn(name, number, part, mixture)
+        clips = part(self._drawn(name, number, mixture), rows)
         lay = self._alone(rows, length, 1 + len(self.caches[name][0]["latents"]))
         parts.append(clips.batch(rows, drop_remainder=True, batch_fn=lay))
         weights.append(share * fraction / rows)
     mixed = grain.MapDataset.mix(parts, weights)
     return mixed.to_iter_dataset, 2
 
-  def _mixed(self, part: slice, mixture: Mixture) -> grain.MapDataset:
+  def _mixed(self, mixture: Mixture) -> grain.MapDataset:
     names = sorted(self.shares)
-    parts = [self._drawn(name, number, part, mixture) for number, name in enumerate(names)]
+    parts = [self._drawn(name, number, mixture) for number, name in enumerate(names)]
     return grain.MapDataset.mix(parts, [self.shares[name] for name in names])
 
-  def _drawn(self, name: str, number: int, part: slice, mixture: Mixture) -> grain.MapDataset:
+  def _drawn(self, name: str, number: int, mixture: Mixture) -> grain.MapDataset:
     clips = grain.MapDataset.source(self.caches[name]).seed(self.seed + number).shuffle()
     draw = functools.partial(
       _draw, patch=self.patch, mixture=mixture, levels=self.levels,
       cond_features=self.cond_features,
     )  # fmt: skip
-    return clips[part].repeat().random_map(draw)
+    return clips[:].repeat().random_map(draw)  # [:] for its depth, as in `pipeline.py`
 
   def _alone(self, rows: int, length: int, cond_rows: int) -> Callable:
     packer = Packer(rows=rows, length=length, cond_rows=cond_rows, text_length=self.prompts.length)

@@ -1,7 +1,7 @@
-"""From sources to batches, with Grain: seeded, sharded by process, resumable bit for bit.
+"""From sources to batches, with Grain: seeded, sharded by host, resumable bit for bit.
 
-source → shuffle (each epoch anew) → this process's slice → repeat → mixture → random window,
-resize and transform → drop unreadable clips → batch. Reading runs ahead in threads or, with
+source → shuffle (each epoch anew) → repeat → random window, resize → mixture → transform → this
+host's shard (`shards.py`) → drop unreadable clips → batch. Reading runs ahead in threads or, with
 `workers`, in processes; neither changes what comes out.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from sora_jax.data.images import resize
+from sora_jax.data.shards import shard
 from sora_jax.data.transforms import KEYS, RandomTransform, Sample, take
 from sora_jax.errors import UserError
 
@@ -140,15 +141,15 @@ def make(
   epochs: int | None = None,
   workers: int = 0,
   threads: int = 2,
-  process_index: int = 0,
-  process_count: int = 1,
+  shard_index: int = 0,
+  shard_count: int = 1,
 ) -> grain.DatasetIterator:
   """Makes an iterator of batches from a source, or from several with weights.
 
   Batches hold "video" uint8 b t h w 3, "fps" float32 b, "caption" and "id" (arrays of str), the
   keys of `keep` ("captions": all wordings, a list per clip) and whatever `transform` adds. The
   iterator's `get_state` and `set_state` resume it bit for bit, given the same arguments.
-  `batch_size` is per process.
+  `batch_size` is per shard.
 
   Args:
     frames: length of the random window cut from each clip; None takes clips whole.
@@ -161,7 +162,7 @@ def make(
     epochs: how often to go through a single source; None is for ever. A mixture ends never.
     workers: processes that read ahead, started afresh (safe with EGL); 0 reads in this one.
     threads: threads that read ahead if there are no workers; 0 reads when a batch is asked for.
-    process_index, process_count: the share of the data this process reads; shares are disjoint.
+    shard_index, shard_count: which rows of each batch to read, see `shards.py`.
 
   Raises:
     UserError: an empty source, a bad weight, a batch size that does not fit, or, while
@@ -177,15 +178,16 @@ def make(
     raise UserError("A mixture has no epochs: leave `epochs` out.")
   parts = []
   for number, (part, _) in enumerate(mixture):
-    if len(part) < process_count:
-      raise UserError(f"{part!r} holds {len(part)} clips, too few for {process_count} processes.")
+    if not len(part):
+      raise UserError(f"{part!r} holds no clips.")
     skips = _Skips(limit=2 * len(part) + 16)
     load = _Load(part, frames, size, fps, fit, short, tuple(keep), skips)
-    parts.append(_part(load, seed + number, shuffle, epochs, process_index, process_count))
+    parts.append(_part(load, seed + number, shuffle, epochs))
   weights = [weight for _, weight in mixture]
   clips = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
   if transform is not None:
     clips = clips.seed(seed + 1000).random_map(_Optional(transform))
+  clips = shard(clips, batch_size, shard_index, shard_count)
   clips = _read_ahead(clips, batch_size, workers, threads)
   return iter(clips.batch(batch_size, drop_remainder=True, batch_fn=_collate))
 
@@ -206,14 +208,13 @@ def _read_ahead(
   )
 
 
-def _part(
-  load: _Load, seed: int, shuffle: bool, epochs: int | None, index: int, count: int
-) -> grain.MapDataset:
-  """One source as a dataset of loaded clips: shuffled, then sliced, then repeated."""
+def _part(load: _Load, seed: int, shuffle: bool, epochs: int | None) -> grain.MapDataset:
+  """One source as a dataset of loaded clips: shuffled, then repeated."""
   dataset = grain.MapDataset.range(len(load.source)).seed(seed)
   if shuffle:
     dataset = dataset.shuffle()
-  return dataset[index::count].repeat(epochs).random_map(load)
+  # [:] changes nothing but the depth, from which Grain makes seeds: runs go on as they began.
+  return dataset[:].repeat(epochs).random_map(load)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import errno
 import json
 import math
 import os
+import platform
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
@@ -135,7 +136,9 @@ def write_records(
     raise UserError(f"The folder {path.absolute().parent} does not exist: create it first.")
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
     raise UserError(f"{path} exists and is not an empty folder: choose another or remove it.")
-  temporary = path.absolute().parent / f".{path.absolute().name}.{os.getpid()}.tmp"
+  # Hosts that share a disk may have processes of the same number.
+  own = f".{path.absolute().name}.{platform.node()}.{os.getpid()}.tmp"
+  temporary = path.absolute().parent / own
   shutil.rmtree(temporary, ignore_errors=True)
   try:
     temporary.mkdir()

@@ -1,7 +1,10 @@
 """Checkpoints of a run: the only file that knows Orbax.
 
 A checkpoint is the training state and the position of the data, saved asynchronously and complete
-or not there at all: Orbax writes to a temporary folder and renames it. A workdir holds
+or not there at all: Orbax writes to a temporary folder and renames it. Of several processes each
+writes the parts of the state that it holds, and its own position, so the workdir must be on a disk
+that all of them see. The next run may have another number of them: the state is restored onto any
+mesh, and the data goes on at the batch where shard 0 was (`data.shards`). A workdir holds
 
   config.json     the config it was started with
   checkpoints/N   after step N
@@ -19,7 +22,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -27,6 +30,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sora_jax.config import flatten
 from sora_jax.errors import UserError
+from sora_jax.parallel import hosts
 from sora_jax.train.state import TrainState
 
 # What may change between the first run in a workdir and the one that resumes it.
@@ -40,42 +44,74 @@ def claim(workdir: Path, config: ConfigDict) -> None:
   """Makes `workdir`, or checks that it belongs to `config`; without a checkpoint it is anybody's.
 
   Raises:
-    UserError: the folder was made by another config (names the keys), or cannot be written.
+    UserError: the folder was made by another config (names the keys), or cannot be written, or
+      another process sees another folder or has another config than process 0.
   """
   path = workdir / "config.json"
-  wanted = flatten(json.loads(config.to_json_best_effort()))
-  folders = workdir.glob("checkpoints/*")
-  if path.exists() and any(folder.name.isdigit() for folder in folders):
-    try:
-      stored = flatten(json.loads(path.read_text()))
-    except ValueError:
-      raise UserError(f"{path} is damaged; restore it or use another --workdir.") from None
-    keys = sorted(stored.keys() | wanted.keys())
-    missing = object()
-    differing = [k for k in keys if stored.get(k, missing) != wanted.get(k, missing)]
-    if differing := [k for k in differing if not k.startswith(FREE)]:
-      shown = ", ".join(f"{k} ({stored.get(k)!r} there)" for k in differing[:5])
-      more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-      raise UserError(
-        f"The workdir {workdir} belongs to another config: {shown}{more} differ; "
-        "use another --workdir or the config it was started with."
-      )
-    return
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
+  with hosts.together():
     if jax.process_index() == 0:
-      partial = path.with_suffix(".tmp")
-      partial.write_text(config.to_json_best_effort(indent=2))
-      os.replace(partial, path)
+      begun = path.exists() and any(p.name.isdigit() for p in workdir.glob("checkpoints/*"))
+      _check(path, config) if begun else _write(path, config)
+  with hosts.together():
+    if jax.process_index() > 0:
+      _check(path, config)
+
+
+def _check(path: Path, config: ConfigDict) -> None:
+  wanted = flatten(json.loads(config.to_json_best_effort()))
+  try:
+    stored = flatten(json.loads(path.read_text()))
+  except FileNotFoundError:
+    raise UserError(
+      f"Process {jax.process_index()} does not see {path}, which process 0 wrote: give a --workdir "
+      "on a disk that all hosts share."
+    ) from None
+  except ValueError:
+    raise UserError(f"{path} is damaged; restore it or use another --workdir.") from None
+  keys = sorted(stored.keys() | wanted.keys())
+  missing = object()
+  differing = [k for k in keys if stored.get(k, missing) != wanted.get(k, missing)]
+  if differing := [k for k in differing if not k.startswith(FREE)]:
+    shown = ", ".join(f"{k} ({stored.get(k)!r} there)" for k in differing[:5])
+    more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+    raise UserError(
+      f"The workdir {path.parent} belongs to another config: {shown}{more} differ; "
+      "use another --workdir or the config it was started with."
+    )
+
+
+def _write(path: Path, config: ConfigDict) -> None:
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    partial.write_text(config.to_json_best_effort(indent=2))
+    os.replace(partial, path)
   except (FileExistsError, NotADirectoryError, PermissionError) as e:
-    raise UserError(f"The workdir {workdir} cannot be written: {e.strerror}.") from e
+    raise UserError(f"The workdir {path.parent} cannot be written: {e.strerror}.") from e
+
+
+class Position(NamedTuple):
+  """Where the data was: what `get_state()` returned, of a shard of so many.
+
+  That of this process' shard, or, if a run with another number of shards wrote it, of shard 0.
+  """
+
+  state: Any
+  shard_count: int
 
 
 class Checkpoints:
-  """The checkpoints of one workdir; at most one is being written at a time."""
+  """The checkpoints of one workdir; at most one is being written at a time.
 
-  def __init__(self, workdir: Path, keep: int = 3) -> None:
+  All processes make it, save and restore together.
+
+  Args:
+    shard: (index, count) of the shard of the data whose position this process saves.
+  """
+
+  def __init__(self, workdir: Path, keep: int = 3, shard: tuple[int, int] = (0, 1)) -> None:
     self._damaged = workdir / "damaged"
+    self._shard = shard
     # Orbax' own policy may skip a save; the loop decides when to save.
     self._checkpointer = ocp.training.Checkpointer(
       (workdir / "checkpoints").absolute(),
@@ -99,11 +135,12 @@ class Checkpoints:
     """
     with self._disk_errors():
       self._checkpointer.wait()
-      self._check_space(state)
-      content = {"state": state, "data": _JsonState(data)}
+      with hosts.together():
+        self._check_space(state)
+      content = {"state": state, "data": _JsonPosition(self._shard, data)}
       self._checkpointer.save_checkpointables_async(step, content, force=True)
 
-  def restore(self, abstract: TrainState) -> tuple[int, TrainState, Any] | None:
+  def restore(self, abstract: TrainState) -> tuple[int, TrainState, Position] | None:
     """The newest readable checkpoint as (step, state, data position); None if there is none.
 
     A damaged one is reported, moved to `damaged/`, and the one before it is tried.
@@ -117,18 +154,19 @@ class Checkpoints:
     self.wait()  # the newest may still be on its way to the disk
     steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
     for step in steps:
-      data = _JsonState(None)
+      data = _JsonPosition(self._shard)
       try:
         content = {"state": abstract, "data": data}
-        state = self._checkpointer.load_checkpointables(step, content)["state"]
+        with hosts.together():
+          state = self._checkpointer.load_checkpointables(step, content)["state"]
       except Exception as e:  # Orbax and TensorStore raise many kinds
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         print(f"WARNING: checkpoint {step} is damaged ({reason}).", file=sys.stderr)
         if step != steps[-1]:
           self._set_aside(step)
-          print(f"WARNING: going back to the one before; {step} is in damaged/.", file=sys.stderr)
+          hosts.say(f"WARNING: going back to the one before; {step} is in damaged/.")
         continue
-      return step, state, data.value
+      return step, state, data.position
     if steps:
       raise UserError(
         f"No checkpoint in {self._checkpointer.directory} can be read; "
@@ -147,15 +185,16 @@ class Checkpoints:
       self._checkpointer.close()
 
   def _set_aside(self, step: int) -> None:
-    if jax.process_index() == 0:
-      self._damaged.mkdir(exist_ok=True)
-      target = self._damaged / str(step)
-      shutil.rmtree(target, ignore_errors=True)
-      os.replace(self._checkpointer.directory / str(step), target)
+    with hosts.together():
+      if jax.process_index() == 0:
+        self._damaged.mkdir(exist_ok=True)
+        target = self._damaged / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(self._checkpointer.directory / str(step), target)
     self._checkpointer.reload()
 
   def _check_space(self, state: TrainState) -> None:
-    need = sum(x.nbytes for x in jax.tree.leaves(state)) // jax.process_count()
+    need = sum(x.nbytes for x in jax.tree.leaves(state))
     free = shutil.disk_usage(self._checkpointer.directory).free
     if free < need:
       raise OSError(errno.ENOSPC, f"{need / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free")
@@ -175,34 +214,43 @@ class Checkpoints:
       ) from e
 
 
-class _JsonState:
-  """The data position, one file per process (Orbax' StatefulCheckpointable protocol)."""
+class _JsonPosition:
+  """A position, one file per shard (Orbax' StatefulCheckpointable protocol)."""
 
-  def __init__(self, value: Any) -> None:
-    self.value = value
+  def __init__(self, shard: tuple[int, int], state: Any = None) -> None:
+    self._shard = shard
+    self.position = Position(state, shard[1])
 
   async def save(self, directory: Any) -> Any:
-    text = json.dumps(self.value.decode() if isinstance(self.value, bytes) else self.value)
-    is_bytes = isinstance(self.value, bytes)
+    state = self.position.state
+    is_bytes = isinstance(state, bytes)
+    text = json.dumps(state.decode() if is_bytes else state)
 
     async def write() -> None:
       path = await directory.await_creation()
       record = json.dumps({"bytes": is_bytes, "state": text})
-      await asyncio.to_thread((path / self._name()).write_text, record)
+      await asyncio.to_thread((path / _name(*self._shard)).write_text, record)
 
     return write()
 
   async def load(self, directory: Any) -> Any:
     async def read() -> None:
-      record = json.loads(await asyncio.to_thread((directory / self._name()).read_text))
-      value = json.loads(record["state"])
-      self.value = value.encode() if record["bytes"] else value
+      self.position = await asyncio.to_thread(self._read, directory)
 
     return read()
 
-  @staticmethod
-  def _name() -> str:
-    return f"process_{jax.process_index()}_of_{jax.process_count()}.json"
+  def _read(self, directory: Any) -> Position:
+    file = directory / _name(*self._shard)
+    if not file.exists():
+      file = next(directory.glob(_name(0, "*")), file)
+    record = json.loads(file.read_text())
+    state = json.loads(record["state"])
+    count = int(file.stem.rpartition("_")[2])
+    return Position(state.encode() if record["bytes"] else state, count)
+
+
+def _name(index: int, count: int | str) -> str:
+  return f"process_{index}_of_{count}.json"
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

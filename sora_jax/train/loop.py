@@ -25,8 +25,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sora_jax import config as config_lib
+from sora_jax.data import shards
 from sora_jax.errors import UserError
-from sora_jax.parallel import sharding
+from sora_jax.parallel import hosts, sharding
 from sora_jax.train import checkpoint, metrics, optim
 from sora_jax.train.state import TrainState
 from sora_jax.train.step import train_step
@@ -50,7 +51,7 @@ class Recipe(Protocol):
 
   It may also have `trainable` (regex of parameter paths; default: all), `preview(params, key)` ->
   {name: uint8 video} and `export(params, workdir)`, which is called at each checkpoint and at the
-  end. Both are given the averaged weights.
+  end. Both are given the averaged weights, and called in process 0 only.
   """
 
   def init(self, key: PRNGKey) -> Params:
@@ -61,8 +62,8 @@ class Recipe(Protocol):
   ) -> tuple[Array, dict[str, Array]]:
     """A mean over the batch, and metrics that are means too. Pure."""
 
-  def dataset(self, process_index: int, process_count: int) -> DataIterator:
-    """Endless batches of this process' share of the samples; "id" names them."""
+  def dataset(self, shard_index: int, shard_count: int) -> DataIterator:
+    """Endless batches, of which this process reads a shard (`data.shards`); "id" names samples."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,11 +72,12 @@ class TrainConfig:
 
   Attributes:
     steps: batches to train on, in all.
-    batch_size: samples per step, over all devices and micro-batches.
+    batch_size: samples per step, over all hosts, devices and micro-batches.
     accumulate: micro-batches a batch is cut into; their gradients are averaged.
     preview_every: steps between sample videos; 0 = never.
     keep: checkpoints kept.
-    mesh: axis sizes, see `sharding.make_mesh`; None = as many devices as divide the batch.
+    mesh: axis sizes, see `sharding.make_mesh`; None = as many devices as divide the batch (all,
+      if there are several processes).
     max_bad_steps: non-finite steps in a row before going back to the last checkpoint.
   """
 
@@ -93,7 +95,8 @@ class TrainConfig:
 def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
   """Trains until `config.train.steps`; in a workdir with a checkpoint, from there on.
 
-  SIGTERM and Ctrl-C end the run after saving a checkpoint.
+  SIGTERM and Ctrl-C end the run after saving a checkpoint; of several processes, a signal to any
+  one ends all of them at the same step.
 
   Returns:
     The last `step`, its `loss`, how many steps were `skipped`, the number of `compilations`, and
@@ -103,12 +106,16 @@ def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     UserError: what the config, the workdir, the disk or the data make impossible; checkpoints
       written so far stay intact.
   """
+  if jax.process_count() > 1 and not jax.distributed.is_initialized():  # a TPU knows its slice
+    raise UserError(f"This is one of {jax.process_count()} hosts: add --multihost, on each.")
   train = config_lib.build(TrainConfig, config.train)
   mesh = choose_mesh(train)
+  shard = hosts.batch_shard(mesh)
   checkpoint.claim(Path(workdir), config)
-  recipe = build_recipe(config)
+  with hosts.together():
+    recipe = build_recipe(config)
   with stop_signals() as stop, jax.set_mesh(mesh):
-    with contextlib.closing(_Run(config, train, recipe, mesh, Path(workdir))) as run:
+    with contextlib.closing(_Run(config, train, recipe, mesh, shard, Path(workdir))) as run:
       return run.until_done(stop)
 
 
@@ -116,7 +123,13 @@ class _Run:
   """The moving parts of one `fit`."""
 
   def __init__(
-    self, config: ConfigDict, train: TrainConfig, recipe: Recipe, mesh: Mesh, workdir: Path
+    self,
+    config: ConfigDict,
+    train: TrainConfig,
+    recipe: Recipe,
+    mesh: Mesh,
+    shard: tuple[int, int],
+    workdir: Path,
   ) -> None:
     self.train, self.recipe, self.mesh, self.workdir = train, recipe, mesh, workdir
     self.key = jax.random.key(int(config.seed))
@@ -137,12 +150,13 @@ class _Run:
       accumulate=train.accumulate,
     )
     self.step_fn = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
-    self.data = recipe.dataset(jax.process_index(), jax.process_count())
-    self.checkpoints = checkpoint.Checkpoints(workdir, train.keep)
+    with hosts.together():
+      self.data = recipe.dataset(*shard)
+    self.checkpoints = checkpoint.Checkpoints(workdir, train.keep, shard)
     if (restored := self.checkpoints.restore(self.abstract)) is not None:
       self.step, self.state, position = restored
-      self.data.set_state(position)
-      print(f"Resuming {workdir} after step {self.step}.", file=sys.stderr)
+      self._resume_data(position, shard[1])
+      hosts.say(f"Resuming {workdir} after step {self.step}.")
     else:
       self.step, self.state = 0, self._first_state(create, bool(config.get("init_from")))
     self.saved = self.step
@@ -150,10 +164,10 @@ class _Run:
     self.rolled_back = False
     self.last: dict[str, float] = {}
     self.report = metrics.Metrics(
-      workdir, self.step, train.steps, train.batch_size, train.log_every
+      workdir, self.step, train.steps, train.batch_size, train.log_every, shard[1]
     )
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{count / 1e6:.2f} M parameters on {describe(mesh)}.", file=sys.stderr)
+    hosts.say(f"{count / 1e6:.2f} M parameters on {describe(mesh)}.")
 
   def _first_state(self, create: Any, from_files: bool) -> TrainState:
     if from_files:  # weights that are read are data, not a program to compile
@@ -163,18 +177,26 @@ class _Run:
     init = jax.jit(lambda key: create(self.recipe.init(key)), out_shardings=self.shardings)
     return init(self.key)
 
-  def until_done(self, stop: Mapping[str, str]) -> dict[str, Any]:
-    every = self.train.preview_every
-    while self.step < self.train.steps and not stop:
+  def _resume_data(self, position: checkpoint.Position, shard_count: int) -> None:
+    if position.shard_count == shard_count:
+      self.data.set_state(position.state)
+      return
+    saved = self.recipe.dataset(0, position.shard_count)
+    saved.set_state(position.state)
+    shards.move(self.data, saved)
+
+  def until_done(self, stop: Mapping[str, int]) -> dict[str, Any]:
+    every, vote, stopped = self.train.preview_every, hosts.Vote(), 0
+    while self.step < self.train.steps and not stopped:
       self.advance()
+      stopped = vote(stop.get("signal", 0))
       done = self.step >= self.train.steps
-      if done or stop or self.step % self.train.checkpoint_every == 0:
-        self.save(final=done or bool(stop))
-      if every and self.step % every == 0 and hasattr(self.recipe, "preview"):
-        videos = self.recipe.preview(self.state.ema, self.key)
-        self.report.videos(self.step, videos, self.workdir / "previews")
+      if done or stopped or self.step % self.train.checkpoint_every == 0:
+        self.save(final=done or bool(stopped))
+      if every and self.step % every == 0:
+        self.preview()
     self.checkpoints.wait()
-    if not stop:
+    if not stopped:
       self.export()
     return {
       "workdir": str(self.workdir),
@@ -182,7 +204,7 @@ class _Run:
       "loss": self.last.get("loss"),
       "skipped": int(self.state.skipped),
       "compilations": metrics.compilations(),
-      "stopped": stop.get("signal"),
+      "stopped": signal.Signals(stopped).name if stopped else None,
     }
 
   def advance(self) -> None:
@@ -197,8 +219,8 @@ class _Run:
       ) from None
     self.report.waited(time.perf_counter() - start)
     ids = [str(i) for i in batch.get("id", ())]
+    arrays = to_devices(numeric(batch), self.mesh)
     with jax.transfer_guard("disallow"):
-      arrays = to_devices(numeric(batch), self.mesh)
       self.state, values = self.step_fn(self.state, arrays)
     self.step += 1
     self.guard(self.report.step(self.step, values, ids))
@@ -229,10 +251,21 @@ class _Run:
     self.saved, self.rolled_back = self.step, False
     self.export()
 
+  def preview(self) -> None:
+    if not hasattr(self.recipe, "preview"):
+      return
+    with hosts.on_first(self.state.ema) as params:
+      if params is not None:
+        videos = self.recipe.preview(params, self.key)
+        self.report.videos(self.step, videos, self.workdir / "previews")
+
   def export(self) -> None:
-    if hasattr(self.recipe, "export") and self.exported != self.step:
-      self.recipe.export(self.state.ema, self.workdir)
-      self.exported = self.step
+    if not hasattr(self.recipe, "export") or self.exported == self.step:
+      return
+    with hosts.on_first(self.state.ema) as params:
+      if params is not None:
+        self.recipe.export(params, self.workdir)
+    self.exported = self.step
 
   def close(self) -> None:
     with contextlib.ExitStack() as stack:  # the last first, and each whatever the others raise
@@ -259,7 +292,7 @@ def choose_mesh(train: TrainConfig) -> Mesh:
 
   Raises:
     UserError: a number is below 1, or the batch cannot be cut into `accumulate` parts, or not
-      divided over the mesh.
+      divided over the mesh, which holds all devices if there are several processes.
   """
   for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
     if getattr(train, name) < 1:
@@ -269,7 +302,7 @@ def choose_mesh(train: TrainConfig) -> Mesh:
     raise UserError(
       f"train.batch_size={train.batch_size} is no multiple of train.accumulate={train.accumulate}."
     )
-  if train.mesh is None:
+  if train.mesh is None and jax.process_count() == 1:
     count = max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)
     if count < jax.device_count():
       print(
@@ -313,9 +346,9 @@ def describe(mesh: Mesh) -> str:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[dict[str, str]]:
-  """A dict that SIGTERM or Ctrl-C fills with {"signal": name}; a second Ctrl-C interrupts."""
-  stop: dict[str, str] = {}
+def stop_signals() -> Iterator[dict[str, int]]:
+  """A dict that SIGTERM or Ctrl-C fills with {"signal": number}; a second Ctrl-C interrupts."""
+  stop: dict[str, int] = {}
   if threading.current_thread() is not threading.main_thread():
     yield stop
     return
@@ -323,7 +356,7 @@ def stop_signals() -> Iterator[dict[str, str]]:
   def ask(number: int, frame: Any) -> None:
     if stop and number == signal.SIGINT:
       raise KeyboardInterrupt
-    stop["signal"] = signal.Signals(number).name
+    stop["signal"] = number
     print("\nStopping after this step; saving a checkpoint.", file=sys.stderr)
 
   previous = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -1,7 +1,8 @@
 """What a run reports: a JSONL file always, a progress bar, TensorBoard where it is installed.
 
-Numbers are fetched one step late, so that reading them never stalls the device. Only process 0
-writes.
+Numbers are fetched one step late, so that reading them never stalls the device. Of several
+processes each writes a file: the ids of skipped samples and the time spent waiting for data are its
+own. Everything else is process 0's.
 """
 
 from __future__ import annotations
@@ -42,11 +43,21 @@ class Metrics:
   """The report of one run; a resumed run continues the file after the restored step.
 
   Each line of `metrics.jsonl` is either `{"step": N, "loss": ..., ...}`, the mean of each scalar
-  over the steps since the line before, or `{"step": N, "event": ..., ...}`.
+  over the steps since the line before, or `{"step": N, "event": ..., ...}`. That of process 3 is
+  `metrics.3.jsonl`.
   """
 
-  def __init__(self, workdir: Path, step: int, steps: int, batch_size: int, log_every: int) -> None:
+  def __init__(
+    self,
+    workdir: Path,
+    step: int,
+    steps: int,
+    batch_size: int,
+    log_every: int,
+    shard_count: int = 1,
+  ) -> None:
     self._log_every = log_every
+    self._shard_count = shard_count
     self._batch_size = batch_size
     self._pending: tuple[int, dict[str, Any], list[str]] | None = None
     self._window: list[dict[str, float]] = []
@@ -58,12 +69,11 @@ class Metrics:
       total=steps, initial=step, unit="step", dynamic_ncols=True, file=sys.stderr,
       mininterval=0.2 if sys.stderr.isatty() else 20, disable=not self._main,
     )  # fmt: skip
-    self._path = workdir / "metrics.jsonl"
-    self._board = None
-    if self._main:
-      truncate(self._path, step)
-      self._file = self._path.open("a")
-      self._board = _tensorboard(workdir / "tensorboard", step)
+    number = "" if self._main else f".{jax.process_index()}"
+    self._path = workdir / f"metrics{number}.jsonl"
+    truncate(self._path, step)
+    self._file = self._path.open("a")
+    self._board = _tensorboard(workdir / "tensorboard", step) if self._main else None
 
   def waited(self, seconds: float) -> None:
     """Adds time spent fetching a batch, if the devices had nothing else to do at its end."""
@@ -93,7 +103,7 @@ class Metrics:
       self.event(step, "skipped", loss=scalars["loss"], grad_norm=scalars["grad_norm"], ids=ids)
     else:
       self._window.append({k: v for k, v in scalars.items() if k != "bad_streak"})
-    self._samples += len(ids) * jax.process_count() or self._batch_size
+    self._samples += len(ids) * self._shard_count or self._batch_size
     if step % self._log_every == 0:
       self._record(step)
     elif self._mark is None:
@@ -133,8 +143,7 @@ class Metrics:
     """Writes what is left and closes the files and the bar."""
     self._bar.close()
     with contextlib.suppress(OSError):  # a full disk has been reported by the write that failed
-      if self._main:
-        self._file.close()
+      self._file.close()
       if self._board:
         self._board.close()
 
@@ -161,8 +170,6 @@ class Metrics:
     self._window, self._wait, self._samples, self._mark = [], 0.0, 0, time.perf_counter()
 
   def _write(self, line: dict[str, Any]) -> None:
-    if not self._main:
-      return
     try:
       self._file.write(json.dumps(line) + "\n")
       self._file.flush()

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from sora_jax import config as config_lib
 from sora_jax import worlds
+from sora_jax.data.shards import shard, split
 from sora_jax.evals import degrade
 from sora_jax.evals.adherence import ATTRIBUTES, FRAMES, PER_SLOT, SIZE, SLOTS, Oracle
 from sora_jax.evals.controls import main_mask
@@ -221,12 +222,13 @@ class OracleRecipe:
       terms[name], right[f"{name}_right"] = _read(out[name], batch[name])
     return sum(terms.values(), jnp.zeros(())), {**terms, **right}
 
-  def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
+  def dataset(self, shard_index: int, shard_count: int) -> Iterator[Any]:
     data = self.config.data
     clips = Clips.open(Path(data.cache), data.count, data.seed, data.workers)
     dataset = grain.MapDataset.range(len(clips)).seed(self.config.seed).shuffle()
-    dataset = dataset[process_index::process_count].repeat().random_map(Example(clips))
-    batch = self.config.train.batch_size // process_count
+    dataset = dataset[:].repeat().random_map(Example(clips))  # [:] for its depth: see `pipeline.py`
+    batch = split("train.batch_size", self.config.train.batch_size, shard_count)
+    dataset = shard(dataset, batch, shard_index, shard_count)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch)
     return iter(dataset.to_iter_dataset(options).batch(batch, drop_remainder=True))
 

@@ -118,7 +118,7 @@ class T2VRecipe:
     """The shape with the largest share: what a request that says nothing gets."""
     return self.config.data.shapes[next(iter(self.shares))]
 
-  def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
+  def dataset(self, shard_index: int, shard_count: int) -> Iterator[Any]:
     config = self.config
     batches = Batches(
       caches=self.caches, shares=self.shares, packer=self.packer, prompts=self.prompts,
@@ -127,7 +127,7 @@ class T2VRecipe:
       patch=self.dit.patch, cond_features=self.dit.cond_features, samples=config.data.samples,
       seed=config.seed,
     )  # fmt: skip
-    return batches(config.data.batching, process_index, process_count)
+    return batches(config.data.batching, shard_index, shard_count)
 
   def preview(self, params: Params, key: PRNGKey) -> dict[str, np.ndarray]:
     """Samples of the config's prompts, side by side."""

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from sora_jax import config as config_lib
 from sora_jax.data import pipeline, registry
+from sora_jax.data.shards import split
 from sora_jax.data.transforms import RandomCrop, to_float, to_uint8
 from sora_jax.diffusion import adversarial
 from sora_jax.evals.lpips import LPIPS
@@ -144,17 +145,17 @@ class VAERecipe:
       "generator": adversarial.generator_loss(judge(fixed, made)),
     }
 
-  def dataset(self, process_index: int, process_count: int) -> Iterator[Any]:
+  def dataset(self, shard_index: int, shard_count: int) -> Iterator[Any]:
     data, train = self.config.data, self.config.train
     return pipeline.make(
       registry.open_sources(data.sources),
-      train.batch_size // process_count,
+      split("train.batch_size", train.batch_size, shard_count),
       self.config.seed,
       data.frames,
       transform=RandomCrop(data.size, data.size),
       short="repeat",
-      process_index=process_index,
-      process_count=process_count,
+      shard_index=shard_index,
+      shard_count=shard_count,
     )
 
   def preview(self, params: Params, key: PRNGKey) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sora_jax.data import pipeline, sources, transforms, video
+from sora_jax.data.shards import move
 from sora_jax.errors import UserError
 
 
@@ -95,15 +96,32 @@ def test_resumed_equals_uninterrupted(consumed, mixed):
   assert all(map(equal, rest, take(again, 7)))
 
 
-def test_processes_have_disjoint_shares_that_cover_all():
-  """In every epoch, although the shares are drawn anew."""
-  pipelines = [
-    pipeline.make(Numbers(24), **SETTINGS, process_index=i, process_count=3) for i in range(3)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_shards_of_a_batch_are_the_batch(mixed):
+  """Whatever is drawn at random, over the end of an epoch that no number of shards divides."""
+  source = [(Numbers(13), 0.6), (Numbers(7, name="m"), 0.4)] if mixed else Numbers(13)
+  whole = take(pipeline.make(source, **SETTINGS | {"batch_size": 12}), 5)
+  parts = [
+    take(pipeline.make(source, **SETTINGS, shard_index=i, shard_count=3), 5) for i in range(3)
   ]
-  epochs = [[set(ids(take(p, 2))) for p in pipelines] for _ in range(3)]
-  for shares in epochs:
-    assert [len(s) for s in shares] == [8, 8, 8] and len(set.union(*shares)) == 24
-  assert epochs[0] != epochs[1]
+  for batch, shards in zip(whole, zip(*parts, strict=True), strict=True):
+    assert equal(batch, {key: np.concatenate([s[key] for s in shards]) for key in batch})
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 4)])
+def test_other_shards_go_on_at_the_same_batch(before, after):
+  make = lambda i, n: pipeline.make(  # noqa: E731
+    Numbers(13), **SETTINGS | {"batch_size": 12 // n}, shard_index=i, shard_count=n
+  )
+  whole, saved, reopened = make(0, 1), make(0, before), make(0, before)
+  take(whole, 3), take(saved, 3)
+  reopened.set_state(json.loads(json.dumps(saved.get_state())))
+  parts = [make(i, after) for i in range(after)]
+  for part in parts:
+    move(part, reopened)
+  for batch in take(whole, 4):
+    read = [next(part) for part in parts]
+    assert equal(batch, {key: np.concatenate([r[key] for r in read]) for key in batch})
 
 
 def test_mixtures_keep_their_proportions():
@@ -143,9 +161,9 @@ def test_nothing_readable_is_an_error(capfd):
 
 
 def test_bad_arguments_are_errors():
-  for bad in (dict(batch_size=0), dict(process_count=11)):
+  for source, bad in ((Numbers(10), dict(batch_size=0)), (Numbers(0), {})):
     with pytest.raises(UserError):
-      pipeline.make(Numbers(10), **SETTINGS | bad)
+      pipeline.make(source, **SETTINGS | bad)
   for mixture in ([], [(Numbers(3), 0.0)], [(Numbers(3), -1.0)]):
     with pytest.raises(UserError):
       pipeline.make(mixture, **SETTINGS)

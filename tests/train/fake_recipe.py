@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from sora_jax.data.shards import shard, split
+
 
 class Network(nn.Module):
   width: int
@@ -44,22 +46,21 @@ class Recipe:
     error = self.network.apply({"params": params}, x + noise) - batch["y"]
     return jnp.mean(error**2), {"mae": jnp.mean(jnp.abs(error))}
 
-  def dataset(self, process_index: int, process_count: int) -> Any:
+  def dataset(self, shard_index: int, shard_count: int) -> Any:
     data = self.config.data
     rng = np.random.default_rng(7)
     x = rng.normal(size=(data.count, 8)).astype(np.float32)
     y = np.sin(x[:, :4] + x[:, 4:])
     y[list(data.poison)] = np.inf
-    batch = self.config.train.batch_size // process_count
-    return iter(
+    batch = split("train.batch_size", self.config.train.batch_size, shard_count)
+    stream = (
       grain.MapDataset.range(data.count)
       .seed(self.config.seed)
       .shuffle()
       .repeat()
       .map(lambda i: {"x": x[i], "y": y[i], "id": f"sample{i}"})
-      .batch(batch)
-      .to_iter_dataset()
     )
+    return iter(shard(stream, batch, shard_index, shard_count).batch(batch).to_iter_dataset())
 
 
 def use(build: Any) -> None:

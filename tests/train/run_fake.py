@@ -17,7 +17,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 def kill_while_saving(step: int) -> None:
   """SIGKILL once the arrays of `step` are being written, before the checkpoint is complete."""
   save = checkpoint.Checkpoints.save
-  write = checkpoint._JsonState.save
+  write = checkpoint._JsonPosition.save
 
   async def save_then_die(self, directory):
     inner = await write(self, directory)
@@ -30,7 +30,7 @@ def kill_while_saving(step: int) -> None:
 
   def armed(self, at, state, data):
     if at == step:
-      checkpoint._JsonState.save = save_then_die
+      checkpoint._JsonPosition.save = save_then_die
     save(self, at, state, data)
 
   checkpoint.Checkpoints.save = armed

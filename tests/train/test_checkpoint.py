@@ -63,7 +63,7 @@ def test_round_trip_onto_any_mesh(store, mesh, other):
   store.wait()
   _, abstract = _state(sharding.make_mesh(other), seed=1)
   step, restored, data = store.restore(abstract)
-  assert (step, data) == (3, {"next_index": 17, "nested": [1, "a"]})
+  assert (step, data) == (3, ({"next_index": 17, "nested": [1, "a"]}, 1))
   jax.tree.map(np.testing.assert_array_equal, _host(state), _host(restored))
   for a, r in zip(jax.tree.leaves(abstract), jax.tree.leaves(restored), strict=True):
     assert r.sharding == a.sharding and r.dtype == a.dtype
@@ -78,7 +78,7 @@ def test_saving_is_not_disturbed_by_the_donation_that_follows(store, mesh):
     state = change(state)
   _, restored, data = store.restore(abstract)  # waits for the save
   jax.tree.map(np.testing.assert_array_equal, before, _host(restored))
-  assert data == b"bytes too"
+  assert data.state == b"bytes too"
 
 
 def test_keeps_the_newest(store, mesh, tmp_path):
@@ -112,13 +112,13 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, m
   _damage(tmp_path / "checkpoints" / "2", how)
   store = checkpoint.Checkpoints(tmp_path)
   step, restored, data = store.restore(abstract)
-  assert (step, data) == (1, "old")
+  assert (step, data.state) == (1, "old")
   jax.tree.map(np.testing.assert_array_equal, _host(old), _host(restored))
   assert "checkpoint 2 is damaged" in capsys.readouterr().err
   assert (tmp_path / "damaged" / "2").is_dir() and store.latest == 1
   store.save(2, new, "again")  # the step can be saved anew
   store.wait()
-  assert store.restore(abstract)[2] == "again"
+  assert store.restore(abstract)[2].state == "again"
   _damage(tmp_path / "checkpoints" / "2", how)
   _damage(tmp_path / "checkpoints" / "1", how)
   with pytest.raises(UserError, match="No checkpoint in .* can be read"):
@@ -149,11 +149,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(
     return write()
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint._JsonState, "save", fails)
+    patch.setattr(checkpoint._JsonPosition, "save", fails)
     store.save(3, state, "fails in the background")
     with pytest.raises(UserError, match="is full"):
       store.wait()
-  assert store.restore(abstract)[2] == "kept"
+  assert store.restore(abstract)[2].state == "kept"
 
 
 CONFIG = {"seed": 1, "optim": {"lr": 1e-3}, "train": {"steps": 10, "keep": 2}, "widths": (1, 2)}

@@ -74,6 +74,6 @@ def test_asked_to_stop_saves_first(tmp_path):
 def test_a_second_interrupt_does_not_wait():
   with loop.stop_signals() as stop:
     signal.raise_signal(signal.SIGINT)
-    assert stop == {"signal": "SIGINT"}
+    assert stop == {"signal": signal.SIGINT}
     with pytest.raises(KeyboardInterrupt):
       signal.raise_signal(signal.SIGINT)
