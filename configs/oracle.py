@@ -1,5 +1,8 @@
 """The oracle that judges colour, shape, motion and look (sora_jax/evals/adherence.py).
 
+Shipped: 1,200 steps, then 700 from their weights: 40 minutes on two CPU cores, after rendering;
+97.4 % of 500 clean clips fully right. One run as below should come close; it has not been made.
+
 sora-jax train --config=configs/oracle.py --workdir runs/oracle
 python -m sora_jax.evals.controls --weights runs/oracle/export     the numbers to expect
 """
@@ -14,21 +17,21 @@ def get_config(mode: str = "full") -> ConfigDict:
     "recipe": "oracle",
     "seed": 0,
     "init_from": None,
-    "model": {"fine": 48, "wide": 64, "blocks": 2},
-    # Rendered once, 0.6 GB.
+    "model": {"fine": 48, "wide": 96, "heads": 3, "blocks": 3},
+    # Rendered once, 2.2 GB.
     "data": {
       "cache": "runs/oracle-clips-smoke" if smoke else "runs/oracle-clips",
-      "count": 16 if smoke else 2600,
+      "count": 16 if smoke else 10_000,
       "seed": 77,
       "workers": 1 if smoke else 2,
     },
     "optim": {
-      "name": "adamw", "lr": 1.5e-3, "warmup": 60, "schedule": "cosine", "decay": 0.05, "clip": 1.0,
+      "name": "muon", "lr": 2e-3, "warmup": 60, "schedule": "linear", "decay": 0.05, "clip": 1.0,
       "ema_decay": 0.995,
     },
     "train": {
-      "steps": 2 if smoke else 1300,
-      "batch_size": 4 if smoke else 16,
+      "steps": 2 if smoke else 1900,
+      "batch_size": 4 if smoke else 32,
       "log_every": 1 if smoke else 20,
       "checkpoint_every": 2 if smoke else 100,
     },

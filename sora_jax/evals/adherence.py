@@ -39,6 +39,7 @@ from safetensors.numpy import load_file
 from sora_jax.errors import UserError
 from sora_jax.interop.names import unflatten
 from sora_jax.models.conv import conv3d
+from sora_jax.models.layers import Attention, LayerNorm, Mlp
 from sora_jax.typing import Array, Bool, Float, Params, UInt8
 from sora_jax.worlds import VOCABULARY
 
@@ -76,15 +77,18 @@ class _Conv(nn.Module):
 
 
 class _Block(nn.Module):
-  """Residual: a 3x3 convolution per slot, then a mixture of each slot with its neighbours."""
+  """Each place of each slot sees all others: two of a kind, or frames out of order, are found."""
+
+  heads: int
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b t h w d"]) -> Float[Array, "b t h w d"]:
+  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     width = x.shape[-1]
-    y = nn.relu(_Conv(width, name="space")(nn.LayerNorm(name="norm")(x)))
-    before, after = (jnp.pad(y, ((0, 0), pad, (0, 0), (0, 0), (0, 0))) for pad in ((1, 0), (0, 1)))
-    y = jnp.concatenate([before[:, :-1], y, after[:, 1:]], axis=-1)
-    return x + nn.Dense(width, name="time")(y)
+    ids = jnp.ones(x.shape[:2], jnp.int32)
+    attention = Attention(width, self.heads, name="attention")
+    x = x + attention(LayerNorm(affine=True, name="norm_a")(x), ids)
+    mlp = Mlp(2 * width, width, name="mlp")
+    return x + mlp(LayerNorm(affine=True, name="norm_b")(x))
 
 
 class Oracle(nn.Module):
@@ -95,8 +99,9 @@ class Oracle(nn.Module):
   """
 
   fine: int = 48
-  wide: int = 64
-  blocks: int = 2
+  wide: int = 96
+  heads: int = 3
+  blocks: int = 3
 
   @nn.compact
   def __call__(self, x: Float[Array, "b 17 64 64 3"]) -> dict[str, Array]:
@@ -107,14 +112,17 @@ class Oracle(nn.Module):
     x = nn.Dense(self.fine, name="stem")(x)
     x = x + self.param("place", nn.initializers.normal(0.02), (1, 1, 16, 16, self.fine))
     fine = nn.relu(_Conv(self.fine, name="fine")(x))
-    wide = _Conv(self.wide, 2, name="down")(fine)
+    wide = rearrange(_Conv(self.wide, 2, name="down")(fine), "b t h w d -> b (t h w) d")
+    place = nn.initializers.normal(0.02)
+    wide = wide + self.param("place_wide", place, wide.shape[1:])
     for index in range(self.blocks):
-      wide = _Block(name=f"block{index}")(wide)
-    wide = nn.LayerNorm(name="out")(wide)
+      wide = _Block(self.heads, name=f"block{index}")(wide)
+    wide = LayerNorm(affine=True, name="out")(wide)
+    wide = rearrange(wide, "b (t n) d -> b t n d", t=SLOTS)
 
-    heat = rearrange(nn.Dense(2, name="heat")(wide), "b t h w k -> b t (h w) k")
+    heat = nn.Dense(2, name="heat")(wide)
     found = [self._look_at(heat[..., k], fine, wide) for k in (0, 1)]
-    context = jnp.concatenate([jnp.mean(wide, (2, 3)), jnp.max(wide, (2, 3))], axis=-1)
+    context = jnp.concatenate([jnp.mean(wide, 2), jnp.max(wide, 2)], axis=-1)
     slots = jnp.concatenate([*found, context], axis=-1)
     slots = nn.relu(nn.Dense(128, name="slots")(slots))
     clip = rearrange(slots, "b t d -> b (t d)")
@@ -143,7 +151,7 @@ class Oracle(nn.Module):
   def _look_at(self, heat: Array, fine: Array, wide: Array) -> Array:
     """Features under a heat map, per slot, with the map's place, spread and height."""
     share = jax.nn.softmax(heat, axis=-1)
-    near = jnp.einsum("btn,btnd->btd", share, rearrange(wide, "b t h w d -> b t (h w) d"))
+    near = jnp.einsum("btn,btnd->btd", share, wide)
     grid = rearrange(share, "b t (h w) -> b t h w", h=8)
     blown = repeat(grid, "b t h w -> b t (h q) (w r)", q=2, r=2) / 4
     detail = jnp.einsum("bthw,bthwd->btd", blown, fine)
