@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sora_jax.models.attention import UNSEEN, Who
+from sora_jax.models.attention import Who
 from sora_jax.typing import Array, Float
 
 # What a remat policy has to save for the backward pass not to run attention again.
@@ -146,12 +146,8 @@ def against(who: Who, ids: list[Array]) -> Who:
 
 
 def join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-  """Attention to two sets of keys from attention to each."""
+  """Attention to two sets of keys from attention to each; nothing and nothing make nothing."""
   (x, p), (y, q) = a, b
-  top = jnp.maximum(p, q)
-  left, right = (jnp.where(s > UNSEEN, jnp.exp(s - top), 0.0) for s in (p, q))
-  mass = left + right
-  found = jnp.where(mass > 0, mass, 1.0)
-  share = lambda part: jnp.moveaxis(part / found, 1, 2)[..., None]  # noqa: E731
-  lse = jnp.where(mass > 0, top + jnp.log(found), UNSEEN)
-  return x * share(left) + y * share(right), lse
+  lse = jnp.logaddexp(p, q)
+  share = lambda part: jnp.moveaxis(jnp.exp(part - lse), 1, 2)[..., None]  # noqa: E731
+  return x * share(p) + y * share(q), lse
