@@ -23,10 +23,8 @@ from timing import Row, interleave, report, table
 from tqdm import tqdm
 
 from sora_jax import config as config_lib
-from sora_jax.parallel import sharding
-from sora_jax.train import loop, optim
-from sora_jax.train.state import TrainState
-from sora_jax.train.step import train_step
+from sora_jax.train import loop
+from sora_jax.train import program as program_lib
 
 CONFIGS = ("configs/vae_toy.py", "configs/toy.py")
 
@@ -40,19 +38,11 @@ class Run:
       config.model.dtype = dtype
       if batching:
         config.data.batching = batching
-    train = config_lib.build(loop.TrainConfig, config.train)
-    self.batch_size = train.batch_size
-    self.mesh = loop.choose_mesh(train)
-    recipe = loop.build_recipe(config)
+    program = program_lib.build(config)
+    self.batch_size, self.mesh, self.step = program.train.batch_size, program.mesh, program.step
+    recipe = program.recipe
     params = recipe.init(jax.random.key(config.seed))
-    trainable = getattr(recipe, "trainable", ".*")
-    optimizer = optim.build(config.optim, params, train.steps, trainable)
-    state = TrainState.create(params, optimizer)
-    self.state = jax.device_put(state, sharding.param_shardings(state, self.mesh))
-    step = functools.partial(
-      train_step, loss=recipe.loss, optimizer=optimizer, seed=0, accumulate=train.accumulate
-    )
-    self.step = jax.jit(step, donate_argnums=0)
+    self.state = jax.device_put(program.create(params), program.shardings)
     self.data = recipe.dataset(0, 1)
     self.shapes: set[str] = set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from sora_jax.diffusion.conditioning import Sample
@@ -46,25 +47,24 @@ class Packer:
         rows[row].append(i)
     return rows
 
-  def fill(self, rows: Sequence[Sequence[Sample]], prompts: Prompts) -> dict[str, np.ndarray]:
-    """Lays out the samples of each row one after the other.
+  def fields(
+    self, rows: int, patch_width: int, cond_features: int
+  ) -> dict[str, jax.ShapeDtypeStruct]:
+    """The fields of `Tokens`, with word pieces `pieces` (b s) for the text."""
+    n, k, s = self.length, self.cond_rows, self.text_length
+    f = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), np.float32)  # noqa: E731
+    i = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), np.int32)  # noqa: E731
+    return {
+      "values": f(n, patch_width), "positions": f(n, 3), "period": f(n), "segments": i(n),
+      "block": i(n), "cond": f(k, cond_features), "cond_index": i(n), "prompt": i(n),
+      "pieces": i(s), "text_ids": i(s),
+    }  # fmt: skip
 
-    Returns the fields of `Tokens` (values clean), with word pieces `pieces` (b s) for the text.
-    """
-    b, n = len(rows), self.length
+  def fill(self, rows: Sequence[Sequence[Sample]], prompts: Prompts) -> dict[str, np.ndarray]:
+    """Lays out the samples of each row one after the other; returns `fields`, values clean."""
     first = next(s for row in rows for s in row)
-    batch = {
-      "values": np.zeros((b, n, first.values.shape[1]), np.float32),
-      "positions": np.zeros((b, n, 3), np.float32),
-      "period": np.zeros((b, n), np.float32),
-      "segments": np.zeros((b, n), np.int32),
-      "block": np.zeros((b, n), np.int32),
-      "cond": np.zeros((b, self.cond_rows, first.cond.shape[1]), np.float32),
-      "cond_index": np.zeros((b, n), np.int32),
-      "prompt": np.zeros((b, n), np.int32),
-      "pieces": np.zeros((b, self.text_length), np.int32),
-      "text_ids": np.zeros((b, self.text_length), np.int32),
-    }
+    fields = self.fields(len(rows), first.values.shape[1], first.cond.shape[1])
+    batch = {name: np.zeros(field.shape, field.dtype) for name, field in fields.items()}
     for r, row in enumerate(rows):
       token = cond = prompt = piece = 0
       for number, s in enumerate(row):

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from sora_jax.typing import Array, Bool, Float, Int
 
+# The name of attention's results: a remat policy that saves them does not run attention again.
+SAVED = "attention"
 UNSEEN = -1e30  # a score, and the logarithm of a sum, of nothing: finite, so that no NaN arises
 
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from sora_jax.models.attention import SAVED
 from sora_jax.models.layers import Attention, LayerNorm, Mlp, sinusoid
 from sora_jax.models.patch import Patch, rope_angles
 from sora_jax.models.tokens import Tokens, select_rows
@@ -48,11 +49,10 @@ REMAT = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  # The name is `parallel.ring.SAVED`: the backward pass does not run attention again.
-  "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+  "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
   "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
-    names_which_can_be_offloaded=["attention"],
+    names_which_can_be_offloaded=[SAVED],
     offload_src="device",
     offload_dst="pinned_host",
   ),

@@ -17,11 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sora_jax.models.attention import Who
+from sora_jax.models.attention import SAVED, Who
 from sora_jax.typing import Array, Float
-
-# What a remat policy has to save for the backward pass not to run attention again.
-SAVED = "attention"
 
 
 @dataclasses.dataclass(frozen=True)

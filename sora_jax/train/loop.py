@@ -1,95 +1,34 @@
 """The training loop: the only one, for every recipe.
 
-A recipe (`sora_jax/train/<config.recipe>.py`) says what is learned; the loop does the rest:
-sharded parameters, the guard against non-finite steps, previews, checkpoints that resume bit for
-bit, and reports. What happens within a step is in `step.py`.
+A recipe (`sora_jax/train/<config.recipe>.py`) says what is learned; the loop does the rest: the
+guard against non-finite steps, previews, checkpoints that resume bit for bit, and reports. What a
+step is, and on which mesh, is in `program.py`; what happens within one in `step.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import importlib
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sora_jax import config as config_lib
 from sora_jax.data import shards
 from sora_jax.errors import UserError
 from sora_jax.parallel import hosts, sharding
-from sora_jax.train import checkpoint, metrics, optim
+from sora_jax.train import checkpoint, metrics
+from sora_jax.train import program as program_lib
+from sora_jax.train.program import Program
 from sora_jax.train.state import TrainState
-from sora_jax.train.step import train_step
-from sora_jax.typing import Array, Params, PRNGKey
-
-
-@runtime_checkable
-class DataIterator(Protocol):
-  """What Grain's iterators are: a position that can be saved with the batches read so far."""
-
-  def __next__(self) -> Mapping[str, Any]: ...
-
-  def get_state(self) -> Any: ...
-
-  def set_state(self, state: Any) -> None: ...
-
-
-@runtime_checkable
-class Recipe(Protocol):
-  """What `sora_jax.train.<recipe>.build(config)` returns.
-
-  It may also have `trainable` (regex of parameter paths; default: all), `preview(params, key)` ->
-  {name: uint8 video} and `export(params, workdir)`, which is called at each checkpoint and at the
-  end. Both are given the averaged weights, and called in process 0 only.
-  """
-
-  def init(self, key: PRNGKey) -> Params:
-    """The parameters, read from `config.init_from` if that is set."""
-
-  def loss(
-    self, params: Params, batch: Any, key: PRNGKey, step: Array
-  ) -> tuple[Array, dict[str, Array]]:
-    """A mean over the batch, and metrics that are means too. Pure."""
-
-  def dataset(self, shard_index: int, shard_count: int) -> DataIterator:
-    """Endless batches, of which this process reads a shard (`data.shards`); "id" names samples."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-  """The `train` section.
-
-  Attributes:
-    steps: batches to train on, in all.
-    batch_size: samples per step, over all hosts, devices and micro-batches.
-    accumulate: micro-batches a batch is cut into; their gradients are averaged.
-    preview_every: steps between sample videos; 0 = never.
-    keep: checkpoints kept.
-    mesh: axis sizes, see `sharding.make_mesh`; None = as many devices as divide the batch (all,
-      if there are several processes).
-    max_bad_steps: non-finite steps in a row before going back to the last checkpoint.
-  """
-
-  steps: int
-  batch_size: int
-  accumulate: int = 1
-  log_every: int = 10
-  checkpoint_every: int = 1000
-  preview_every: int = 0
-  keep: int = 2
-  mesh: Mapping[str, int] | None = None
-  max_bad_steps: int = 5
 
 
 def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -108,14 +47,12 @@ def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
   """
   if jax.process_count() > 1 and not jax.distributed.is_initialized():  # a TPU knows its slice
     raise UserError(f"This is one of {jax.process_count()} hosts: add --multihost, on each.")
-  train = config_lib.build(TrainConfig, config.train)
-  mesh = choose_mesh(train)
-  shard = hosts.batch_shard(mesh)
-  checkpoint.claim(Path(workdir), config)
   with hosts.together():
-    recipe = build_recipe(config)
-  with stop_signals() as stop, jax.set_mesh(mesh):
-    with contextlib.closing(_Run(config, train, recipe, mesh, shard, Path(workdir))) as run:
+    program = program_lib.build(config)
+  shard = hosts.batch_shard(program.mesh)
+  checkpoint.claim(Path(workdir), config)
+  with stop_signals() as stop, jax.set_mesh(program.mesh):
+    with contextlib.closing(_Run(config, program, shard, Path(workdir))) as run:
       return run.until_done(stop)
 
 
@@ -123,59 +60,36 @@ class _Run:
   """The moving parts of one `fit`."""
 
   def __init__(
-    self,
-    config: ConfigDict,
-    train: TrainConfig,
-    recipe: Recipe,
-    mesh: Mesh,
-    shard: tuple[int, int],
-    workdir: Path,
+    self, config: ConfigDict, program: Program, shard: tuple[int, int], workdir: Path
   ) -> None:
-    self.train, self.recipe, self.mesh, self.workdir = train, recipe, mesh, workdir
-    self.key = jax.random.key(int(config.seed))
-    params = jax.eval_shape(recipe.init, self.key)
-    trainable = getattr(recipe, "trainable", ".*")
-    optimizer = optim.build(config.optim, params, train.steps, trainable)
-    create = functools.partial(TrainState.create, optimizer=optimizer)
-    abstract = jax.eval_shape(create, params)
-    self.shardings = sharding.param_shardings(abstract, mesh)
-    self.abstract = jax.tree.map(
-      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, self.shardings
-    )
-    step = functools.partial(
-      train_step,
-      loss=recipe.loss,
-      optimizer=optimizer,
-      seed=int(config.seed),
-      accumulate=train.accumulate,
-    )
-    self.step_fn = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+    self.program, self.recipe, self.train = program, program.recipe, program.train
+    self.workdir, self.key = workdir, jax.random.key(int(config.seed))
     with hosts.together():
-      self.data = recipe.dataset(*shard)
-    self.checkpoints = checkpoint.Checkpoints(workdir, train.keep, shard)
-    if (restored := self.checkpoints.restore(self.abstract)) is not None:
+      self.data = self.recipe.dataset(*shard)
+    self.checkpoints = checkpoint.Checkpoints(workdir, self.train.keep, shard)
+    if (restored := self.checkpoints.restore(program.state)) is not None:
       self.step, self.state, position = restored
       self._resume_data(position, shard[1])
       hosts.say(f"Resuming {workdir} after step {self.step}.")
     else:
-      self.step, self.state = 0, self._first_state(create, bool(config.get("init_from")))
+      self.step, self.state = 0, self._first_state(bool(config.get("init_from")))
     self.saved = self.step
     self.exported = -1
     self.rolled_back = False
     self.last: dict[str, float] = {}
     self.report = metrics.Metrics(
-      workdir, self.step, train.steps, train.batch_size, train.log_every, shard[1]
+      workdir, self.step, self.train.steps, self.train.batch_size, self.train.log_every, shard[1]
     )
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    hosts.say(f"{count / 1e6:.2f} M parameters on {describe(mesh)}.")
+    count = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
+    hosts.say(f"{count / 1e6:.2f} M parameters on {describe(program.mesh)}.")
 
-  def _first_state(self, create: Any, from_files: bool) -> TrainState:
+  def _first_state(self, from_files: bool) -> TrainState:
+    create, shardings = self.program.create, self.program.shardings
     if from_files:  # weights that are read are data, not a program to compile
-      params = jax.device_put(self.recipe.init(self.key), self.shardings.params)
-      return jax.jit(create, out_shardings=self.shardings)(params)
+      params = jax.device_put(self.recipe.init(self.key), shardings.params)
+      return jax.jit(create, out_shardings=shardings)(params)
     # Born sharded: no device ever holds a whole copy.
-    init = jax.jit(lambda key: create(self.recipe.init(key)), out_shardings=self.shardings)
-    return init(self.key)
+    return jax.jit(lambda key: create(self.recipe.init(key)), out_shardings=shardings)(self.key)
 
   def _resume_data(self, position: checkpoint.Position, shard_count: int) -> None:
     if position.shard_count == shard_count:
@@ -219,9 +133,9 @@ class _Run:
       ) from None
     self.report.waited(time.perf_counter() - start)
     ids = [str(i) for i in batch.get("id", ())]
-    arrays = to_devices(numeric(batch), self.mesh)
+    arrays = to_devices(numeric(batch), self.program.mesh)
     with jax.transfer_guard("disallow"):
-      self.state, values = self.step_fn(self.state, arrays)
+      self.state, values = self.program.step(self.state, arrays)
     self.step += 1
     self.guard(self.report.step(self.step, values, ids))
 
@@ -232,7 +146,7 @@ class _Run:
       return
     bad = f"{self.train.max_bad_steps} steps in a row had a loss or gradient that is not finite"
     advice = "lower optim.lr, or look at the samples named in metrics.jsonl."
-    restored = None if self.rolled_back else self.checkpoints.restore(self.abstract)
+    restored = None if self.rolled_back else self.checkpoints.restore(self.program.state)
     if restored is None:
       when = "again after going back to a checkpoint" if self.rolled_back else "with no checkpoint"
       raise UserError(f"Training stopped at step {self.step}: {bad}, {when}; {advice}")
@@ -273,53 +187,6 @@ class _Run:
       if hasattr(self.data, "close"):
         stack.callback(self.data.close)
       stack.callback(self.report.close)
-
-
-def build_recipe(config: ConfigDict) -> Recipe:
-  """The recipe `config.recipe` names, built from the config."""
-  name = f"sora_jax.train.{config.recipe}"
-  try:
-    module = importlib.import_module(name)
-  except ModuleNotFoundError as e:
-    if e.name != name:
-      raise
-    raise UserError(f"There is no recipe {config.recipe!r}; there are vae and t2v.") from None
-  return module.build(config)
-
-
-def choose_mesh(train: TrainConfig) -> Mesh:
-  """The mesh of the config, or all devices the (micro-)batch can be divided over.
-
-  Raises:
-    UserError: a number is below 1, or the batch cannot be cut into `accumulate` parts, or not
-      divided over the mesh, which holds all devices if there are several processes.
-  """
-  for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
-    if getattr(train, name) < 1:
-      raise UserError(f"train.{name}={getattr(train, name)} must be at least 1.")
-  rows, rest = divmod(train.batch_size, train.accumulate)
-  if rest:
-    raise UserError(
-      f"train.batch_size={train.batch_size} is no multiple of train.accumulate={train.accumulate}."
-    )
-  if train.mesh is None and jax.process_count() == 1:
-    count = max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)
-    if count < jax.device_count():
-      print(
-        f"{rows} samples are divided over {count} of {jax.device_count()} devices; "
-        f"make them a multiple of {jax.device_count()} to use all.",
-        file=sys.stderr,
-      )
-    return sharding.make_mesh({"data": count})
-  mesh = sharding.make_mesh(train.mesh)
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  if rows % ways:
-    near = max(1, round(rows / ways)) * ways * train.accumulate
-    raise UserError(
-      f"{rows} samples at a time (train.batch_size / train.accumulate) cannot be divided over "
-      f"{ways} devices (data x fsdp); the nearest batch size that can be is {near}."
-    )
-  return mesh
 
 
 def numeric(batch: Mapping[str, Any]) -> dict[str, Any]:

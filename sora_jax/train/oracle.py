@@ -222,6 +222,18 @@ class OracleRecipe:
       terms[name], right[f"{name}_right"] = _read(out[name], batch[name])
     return sum(terms.values(), jnp.zeros(())), {**terms, **right}
 
+  def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = {
+      "video": ((FRAMES, SIZE, SIZE, 3), np.uint8),
+      "labels": ((len(ATTRIBUTES),), np.int32),
+      "slot_colour": ((SLOTS,), np.int32),
+      "slot_shape": ((SLOTS,), np.int32),
+      "heat": ((SLOTS, 64), np.float32),
+      "valid": ((), np.float32),
+    }
+    rows = self.config.train.batch_size
+    return {k: jax.ShapeDtypeStruct((rows, *shape), t) for k, (shape, t) in shapes.items()}
+
   def dataset(self, shard_index: int, shard_count: int) -> Iterator[Any]:
     data = self.config.data
     clips = Clips.open(Path(data.cache), data.count, data.seed, data.workers)

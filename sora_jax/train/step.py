@@ -24,7 +24,7 @@ def train_step(
 
   Args:
     batch: a pytree of arrays with a common leading axis.
-    loss: (params, batch, key, step) -> (mean loss, other means); see `loop.Recipe`.
+    loss: (params, batch, key, step) -> (mean loss, other means); see `program.Recipe`.
     accumulate: micro-batches, dividing the leading axis.
 
   Returns:

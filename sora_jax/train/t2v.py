@@ -49,6 +49,7 @@ class T2VRecipe:
   text: TextEncoder
   prompts: Prompts
   packer: Packer
+  sequence: bool = True
   trainable: str = "^(?!text/pieces$)"
 
   def init(self, key: PRNGKey) -> Params:
@@ -71,6 +72,10 @@ class T2VRecipe:
     tokens = read_prompts(self.text, params["text"], batch)
     model = lambda tokens: self.dit.apply({"params": params["dit"]}, tokens)  # noqa: E731
     return flow_matching(model, tokens, key)
+
+  def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of packed or padded samples; buckets come in several shapes of about as many tokens."""
+    return self.packer.fields(self.packer.rows, self.dit.patch_width, self.dit.cond_features)
 
   @functools.cached_property
   def caches(self) -> dict[str, RecordSource]:
@@ -149,7 +154,7 @@ class T2VRecipe:
       "vae_training": source.get("vae_training", []),
       "transformer": self.config.model.to_dict(),
       "text": self.config.text.to_dict() | {"vocabulary": self.text.vocabulary},
-      "known_words": sorted(self.prompts.known_words),
+      "known_words": sorted(set().union(*(c.info["words"] for c in self.caches.values()))),
       "sampling": SAMPLING
       | dict(
         frames=usual.frames,
@@ -193,14 +198,10 @@ def build(config: ConfigDict) -> T2VRecipe:
   """The recipe of a config."""
   vocabulary, table_width = wordpieces.table().shape
   text = config_lib.build(TextEncoder, config.text, vocabulary=vocabulary, table_width=table_width)
-  recipe = T2VRecipe(
+  return T2VRecipe(
     config=config,
     dit=config_lib.build(DiT, config.model),
     text=text,
-    prompts=Prompts.load(wordpieces.TOKENIZER, text.length),
+    prompts=Prompts.load(wordpieces.TOKENIZER, text.length, cut=True),
     packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size),
   )
-  recipe.prompts.cut = True
-  words = (cache.info["words"] for cache in recipe.caches.values())
-  recipe.prompts.known_words = frozenset().union(*words)
-  return recipe

@@ -145,6 +145,10 @@ class VAERecipe:
       "generator": adversarial.generator_loss(judge(fixed, made)),
     }
 
+  def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    data, rows = self.config.data, self.config.train.batch_size
+    return {"video": jax.ShapeDtypeStruct((rows, data.frames, data.size, data.size, 3), np.uint8)}
+
   def dataset(self, shard_index: int, shard_count: int) -> Iterator[Any]:
     data, train = self.config.data, self.config.train
     return pipeline.make(

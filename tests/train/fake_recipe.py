@@ -46,6 +46,11 @@ class Recipe:
     error = self.network.apply({"params": params}, x + noise) - batch["y"]
     return jnp.mean(error**2), {"mae": jnp.mean(jnp.abs(error))}
 
+  def batch(self) -> Any:
+    rows = self.config.train.batch_size
+    shape = lambda n: jax.ShapeDtypeStruct((rows, n), np.float32)  # noqa: E731
+    return {"x": shape(8), "y": shape(4)}
+
   def dataset(self, shard_index: int, shard_count: int) -> Any:
     data = self.config.data
     rng = np.random.default_rng(7)

@@ -10,7 +10,7 @@ from sora_jax import config as config_lib
 from sora_jax.errors import UserError
 from sora_jax.generate import model as generate
 from sora_jax.interop import native
-from sora_jax.train import loop
+from sora_jax.train import loop, program
 
 pytestmark = pytest.mark.slow
 SHAPES = {"square": (5, (32, 32)), "wide": (9, (32, 48)), "loops": (8, (32, 32))}
@@ -60,11 +60,13 @@ def test_the_path_ends_in_a_video(checkpoint, folder):
 def test_every_shape_comes_at_its_share(config):
   config = config.copy_and_resolve_references()
   config.data.shapes.loops.share = 0.3
-  recipe = loop.build_recipe(config)
+  recipe = program.build_recipe(config)
   seen = collections.Counter()
   data = recipe.dataset(0, 1)
   for _ in range(40):
     batch = next(data)
+    drawn = {name: (x.shape, x.dtype) for name, x in batch.items() if name != "id"}
+    assert drawn == {name: (x.shape, x.dtype) for name, x in recipe.batch().items()}
     for row, period in zip(batch["segments"], batch["period"], strict=True):
       for segment in set(row[row > 0]):
         seen["loops" if period[row == segment][0] else "clips"] += 1
@@ -75,7 +77,7 @@ def test_every_shape_comes_at_its_share(config):
 def test_training_goes_on_from_an_exported_checkpoint(checkpoint, vae, config):
   config = config.copy_and_resolve_references()
   config.init_from = str(checkpoint)
-  recipe = loop.build_recipe(config)
+  recipe = program.build_recipe(config)
   params = recipe.init(jax.random.key(1))
   loaded = generate.load(checkpoint).params
   jax.tree.map(np.testing.assert_array_equal, params, {k: loaded[k] for k in params})
@@ -85,7 +87,7 @@ def test_another_autoencoder_is_refused(config):
   config = config.copy_and_resolve_references()
   config.model.channels = 8
   with pytest.raises(UserError, match="set model.channels=64"):
-    loop.build_recipe(config)
+    program.build_recipe(config).dataset(0, 1)
 
 
 def test_a_polished_decoder_keeps_its_latents(folder, vae):

@@ -1,0 +1,221 @@
+"""What a config trains, before there is any array: recipe, mesh, and the step between two states.
+
+The loop runs it; `sora_jax.plan` compiles it for machines that are not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sora_jax.config import build as build_section
+from sora_jax.errors import UserError
+from sora_jax.parallel import hosts, sharding
+from sora_jax.train import optim
+from sora_jax.train.state import TrainState
+from sora_jax.train.step import train_step
+from sora_jax.typing import Array, Params, PRNGKey
+
+COPIED = 8  # a state of more than such a part of a device's memory is not copied to each
+
+
+@runtime_checkable
+class DataIterator(Protocol):
+  """What Grain's iterators are: a position that can be saved with the batches read so far."""
+
+  def __next__(self) -> Mapping[str, Any]: ...
+
+  def get_state(self) -> Any: ...
+
+  def set_state(self, state: Any) -> None: ...
+
+
+@runtime_checkable
+class Recipe(Protocol):
+  """What `sora_jax.train.<recipe>.build(config)` returns.
+
+  It may also have `trainable` (regex of parameter paths; default: all), `sequence` (whether samples
+  are sequences that the mesh axis `context` can split; default: False), `preview(params, key)` ->
+  {name: uint8 video} and `export(params, workdir)`, which is called at each checkpoint and at the
+  end. The last two are given the averaged weights, and called in process 0 only.
+  """
+
+  def init(self, key: PRNGKey) -> Params:
+    """The parameters, read from `config.init_from` if that is set."""
+
+  def loss(
+    self, params: Params, batch: Any, key: PRNGKey, step: Array
+  ) -> tuple[Array, dict[str, Array]]:
+    """A mean over the batch, and metrics that are means too. Pure."""
+
+  def dataset(self, shard_index: int, shard_count: int) -> DataIterator:
+    """Endless batches, of which this process reads a shard (`data.shards`); "id" names samples."""
+
+  def batch(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """What the numbers of a batch look like, of all hosts together; needs no data."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+  """The `train` section.
+
+  Attributes:
+    steps: batches to train on, in all.
+    batch_size: samples per step, over all hosts, devices and micro-batches.
+    accumulate: micro-batches a batch is cut into; their gradients are averaged.
+    preview_every: steps between sample videos; 0 = never.
+    keep: checkpoints kept.
+    mesh: axis sizes, see `sharding.make_mesh`; None = see `choose_mesh`.
+    max_bad_steps: non-finite steps in a row before going back to the last checkpoint.
+  """
+
+  steps: int
+  batch_size: int
+  accumulate: int = 1
+  log_every: int = 10
+  checkpoint_every: int = 1000
+  preview_every: int = 0
+  keep: int = 2
+  mesh: Mapping[str, int] | None = None
+  max_bad_steps: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """The training step of a recipe on a mesh.
+
+  Attributes:
+    create: parameters -> the state before the first step.
+    state: shapes, types and shardings of the state.
+    step: (state, batch) -> (state, numbers), compiled when called; the state it is given is gone.
+  """
+
+  recipe: Recipe
+  train: TrainConfig
+  mesh: Mesh
+  create: Callable[[Params], TrainState]
+  state: TrainState
+  step: Any
+
+  @property
+  def shardings(self) -> Any:
+    """Where the leaves of the state live."""
+    return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+
+
+def build(
+  config: ConfigDict, devices: Sequence[jax.Device] | None = None, memory: int | None = None
+) -> Program:
+  """The program of a config.
+
+  Args:
+    devices: default `jax.devices()`.
+    memory: bytes each of them has; default: what they say.
+
+  Raises:
+    UserError: what the config says cannot be.
+  """
+  train = build_section(TrainConfig, config.train)
+  recipe = build_recipe(config)
+  params = jax.eval_shape(recipe.init, jax.random.key(0))
+  trainable = getattr(recipe, "trainable", ".*")
+  optimizer = optim.build(config.optim, params, train.steps, trainable)
+  create = functools.partial(TrainState.create, optimizer=optimizer)
+  state = jax.eval_shape(create, params)
+  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  mesh = choose_mesh(train, devices, memory, size, getattr(recipe, "sequence", False))
+  shardings = sharding.param_shardings(state, mesh)
+  step = functools.partial(
+    train_step, loss=recipe.loss, optimizer=optimizer, seed=int(config.seed),
+    accumulate=train.accumulate,
+  )  # fmt: skip
+  return Program(
+    recipe=recipe,
+    train=train,
+    mesh=mesh,
+    create=create,
+    state=jax.tree.map(
+      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings
+    ),
+    step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+  )
+
+
+def build_recipe(config: ConfigDict) -> Recipe:
+  """The recipe `config.recipe` names, built from the config."""
+  name = f"sora_jax.train.{config.recipe}"
+  try:
+    module = importlib.import_module(name)
+  except ModuleNotFoundError as e:
+    if e.name != name:
+      raise
+    raise UserError(f"There is no recipe {config.recipe!r}; there are vae and t2v.") from None
+  return module.build(config)
+
+
+def choose_mesh(
+  train: TrainConfig,
+  devices: Sequence[jax.Device] | None = None,
+  memory: int | None = None,
+  state: int = 0,
+  sequence: bool = False,
+) -> Mesh:
+  """The mesh of the config or, if it has none, one that uses as many devices as there is use for.
+
+  The (micro-)batch is divided over as many as divide it, and sequences over those that are left.
+  Parameters are copied if the state is small beside a device's memory, else divided.
+
+  Args:
+    devices, memory: see `build`. state: bytes of the training state.
+    sequence: whether there are sequences to divide.
+
+  Raises:
+    UserError: a number is below 1, or the batch cannot be cut into `accumulate` parts, or not
+      divided over the mesh, which holds all devices if there are several processes.
+  """
+  for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+    if getattr(train, name) < 1:
+      raise UserError(f"train.{name}={getattr(train, name)} must be at least 1.")
+  rows, rest = divmod(train.batch_size, train.accumulate)
+  if rest:
+    raise UserError(
+      f"train.batch_size={train.batch_size} is no multiple of train.accumulate={train.accumulate}."
+    )
+  devices = list(jax.devices() if devices is None else devices)
+  if train.mesh is None and (sequence or jax.process_count() == 1):
+    return sharding.make_mesh(_suggest(rows, devices, memory, state, sequence), devices)
+  mesh = sharding.make_mesh(train.mesh, devices)
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  if rows % ways:
+    near = max(1, round(rows / ways)) * ways * train.accumulate
+    raise UserError(
+      f"{rows} samples at a time (train.batch_size / train.accumulate) cannot be divided over "
+      f"{ways} devices (data x fsdp); the nearest batch size that can be is {near}."
+    )
+  return mesh
+
+
+def _suggest(
+  rows: int, devices: Sequence[jax.Device], memory: int | None, state: int, sequence: bool
+) -> dict[str, int]:
+  if memory is None:
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+  batch = "fsdp" if memory and state > memory / COPIED else "data"
+  if sequence:
+    ways = math.gcd(rows, len(devices))
+    return {batch: ways, "context": len(devices) // ways}
+  ways = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+  if ways < len(devices):
+    hosts.say(
+      f"{rows} samples are divided over {ways} of {len(devices)} devices; "
+      f"make them a multiple of {len(devices)} to use all."
+    )
+  return {batch: ways}
