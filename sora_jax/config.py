@@ -60,7 +60,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def apply_override(config: ConfigDict, override: str) -> None:
-  """Sets `a.b.c=value` in `config`; the value is read as the type of the one it replaces."""
+  """Sets `a.b.c=value` in `config`; the value is read as the type of the one it replaces.
+
+  `None` is Python's, and so is `none` but in the place of another string.
+  """
   key, equals, text = override.partition("=")
   if not equals:
     raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE.")
@@ -135,7 +138,7 @@ def _parse(key: str, text: str, old: Any) -> Any:
 
 
 def _convert(text: str, old: Any) -> Any:
-  if text.lower() in ("none", "null"):
+  if text in ("None", "null") or (text == "none" and not isinstance(old, str)):
     return None
   if isinstance(old, bool):
     return _BOOLEANS[text.lower()] if text.lower() in _BOOLEANS else _fail()

@@ -97,6 +97,8 @@ def test_override_of_nothing_and_to_nothing():
   config = ConfigDict({"init_from": None, "name": "x", "steps": 5})
   config_lib.apply_override(config, "init_from=runs/a=b")
   config_lib.apply_override(config, "name=none")
+  assert config.name == "none"
+  config_lib.apply_override(config, "name=None")
   config_lib.apply_override(config, "steps=1e4")
   assert config.init_from == "runs/a=b" and config.name is None and config.steps == 10_000
 

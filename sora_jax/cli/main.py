@@ -17,13 +17,14 @@ from typing import Any, NoReturn
 
 from sora_jax.errors import UserError
 
-VERBS = ("sample", "train", "eval", "data")
+VERBS = ("sample", "train", "eval", "data", "plan")
 
 EXAMPLES = """examples:
   sora-jax sample "a red ball rolls behind the wall" --out ball.mp4
   sora-jax train --config=configs/toy.py:smoke --workdir runs/smoke
   sora-jax data worlds --out data/worlds --count 1000 --seed 0
   sora-jax eval --suite=text --out results
+  sora-jax plan --config=configs/wan_14b.py --topology=v5p:4x4x4
 
 Exit status: 0 done, 2 something in the arguments or files is wrong, 130 interrupted.
 """

@@ -132,7 +132,7 @@ class Denoiser:
     carry = solvers.start(jnp.asarray(batches[0]["values"]))
     parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
     for piece in np.split(table, parts):  # equal parts are one program; the bar moves in between
-      carry = _solve(self.dit, self.text, guidance, self.params, batches, carry, piece)
+      carry = solve(self.dit, self.text, guidance, self.params, batches, carry, piece)
       jax.block_until_ready(carry)
       bar.update(len(piece))
     grid = int(np.prod(grid_shape(latent, self.dit.patch)))
@@ -159,7 +159,7 @@ def read_prompts(encoder: TextEncoder, params: Params, batch: Mapping[str, Array
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _solve(
+def solve(
   dit: DiT,
   text: TextEncoder,
   guidance: Guidance,

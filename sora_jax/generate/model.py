@@ -236,6 +236,7 @@ def load(name: str | os.PathLike[str] = "toy") -> VideoModel:
   dit = config_lib.build(DiT, config["transformer"])
   text = config_lib.build(TextEncoder, config["text"])
   transformer = native.read_component(folder, "transformer")
+  transformer["dit"] = dit.stored(transformer["dit"])
   transformer["text"]["pieces"] = wordpieces.table()
   vae, vae_params = native.load_vae(folder)
   return VideoModel(

@@ -26,8 +26,8 @@ from sora_jax.models.attention import SAVED
 from sora_jax.models.layers import Attention, LayerNorm, Mlp, sinusoid
 from sora_jax.models.patch import Patch, rope_angles
 from sora_jax.models.tokens import Tokens, select_rows
-from sora_jax.parallel.sharding import constrain
-from sora_jax.typing import Array, Float
+from sora_jax.parallel.sharding import constrain, gather, path_string
+from sora_jax.typing import Array, Float, Params
 
 VARIANTS: dict[str, dict[str, Any]] = {
   "toy": dict(
@@ -152,8 +152,10 @@ class DiT(nn.Module):
     angles = rope_angles(tokens.positions, tokens.period, self.width // self.heads)
 
     block = Block
+    if not self.is_initializing():
+      block = nn.map_variables(block, "params", functools.partial(gather, dtype=self.dtype))
     if self.remat != "none":
-      block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
+      block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
     blocks = nn.scan(
       block,
       variable_axes={"params": 0},
@@ -174,6 +176,16 @@ class DiT(nn.Module):
       return y
     intercept, slope = jnp.split(y, 2, axis=-1)
     return intercept + slope * tokens.values
+
+  def stored(self, params: Params) -> Params:
+    """Its parameters as sampling may keep them: kernels that are used in `dtype` alone, in that."""
+
+    def store(path: tuple[Any, ...], leaf: Any) -> Any:
+      name = path_string(path)
+      used = self.dtype is not None and name.startswith("blocks/") and name.endswith("kernel")
+      return leaf.astype(self.dtype) if used else leaf
+
+    return jax.tree_util.tree_map_with_path(store, params)
 
   def _time(
     self, cond: Float[Array, "b k c"]

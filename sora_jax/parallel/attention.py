@@ -83,7 +83,8 @@ def choose(kernel: str) -> str:
     UserError: there is no such kernel.
   """
   if kernel == "auto":
-    return "pallas" if jax.default_backend() == "tpu" else "xla"
+    target = jax.sharding.get_abstract_mesh().abstract_device  # a mesh may be of other devices
+    return "pallas" if (target.platform if target else jax.default_backend()) == "tpu" else "xla"
   if kernel not in KERNELS:
     raise UserError(f"There is no attention {kernel!r}; there are auto, {', '.join(KERNELS)}.")
   return kernel

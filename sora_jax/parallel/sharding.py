@@ -4,7 +4,7 @@ A mesh has four axes, each of size 1 unless the config says otherwise:
 
   data     the batch is split, parameters are copied
   fsdp     the batch is split, and so are the parameters (gathered when used)
-  context  the tokens of a sequence are split
+  context  the tokens of a sequence are split, and so are the parameters
   tensor   heads and hidden units are split
 
 Both tables hold `PartitionSpec`s. A parameter's spec names its *trailing* axes, so one rule serves
@@ -17,12 +17,15 @@ each device can update its share (ZeRO stage 1, Rajbhandari et al. 2020, arXiv:1
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -30,6 +33,7 @@ from sora_jax.errors import UserError
 
 AXES = ("data", "fsdp", "context", "tensor")
 BATCH = ("data", "fsdp")
+WEIGHTS = ("fsdp", "context")
 
 Rules = Sequence[tuple[str, P]]
 
@@ -37,17 +41,17 @@ Rules = Sequence[tuple[str, P]]
 # `tensor`, row-parallel ones their input, so that a pair needs one reduction.
 RULES: Rules = (
   (r"(^|/)(bias|scale|modulation)$", P()),
-  (r"attn\w*/.*(q|k|v|qkv)/kernel$|attention\w*/(q|k|v|qkv)/kernel$", P("fsdp", "tensor")),
-  (r"attn\w*/.*(o|out)/kernel$|attention\w*/(o|out)/kernel$", P("tensor", "fsdp")),
-  (r"(mlp\w*|text_in)/up/kernel$", P("fsdp", "tensor")),
-  (r"(mlp\w*|text_in)/down/kernel$", P("tensor", "fsdp")),
+  (r"attn\w*/.*(q|k|v|qkv)/kernel$|attention\w*/(q|k|v|qkv)/kernel$", P(WEIGHTS, "tensor")),
+  (r"attn\w*/.*(o|out)/kernel$|attention\w*/(o|out)/kernel$", P("tensor", WEIGHTS)),
+  (r"(mlp\w*|text_in)/up/kernel$", P(WEIGHTS, "tensor")),
+  (r"(mlp\w*|text_in)/down/kernel$", P("tensor", WEIGHTS)),
   (
     r"(^|/)(patch_in|position_in|time_in|time_out|time_modulation|table_in)/kernel$",
-    P("fsdp", "tensor"),
+    P(WEIGHTS, "tensor"),
   ),
-  (r"(^|/)patch_out/kernel$", P("tensor", "fsdp")),
-  (r"(^|/)(pieces|position)$", P("tensor", "fsdp")),
-  (r"(^|/)(encoder|decoder|discriminator)/.*kernel$", P(None, "fsdp")),
+  (r"(^|/)patch_out/kernel$", P("tensor", WEIGHTS)),
+  (r"(^|/)(pieces|position)$", P("tensor", WEIGHTS)),
+  (r"(^|/)(encoder|decoder|discriminator)/.*kernel$", P(None, WEIGHTS)),
 )
 
 # The parts of a training state that only its update reads.
@@ -91,7 +95,9 @@ def make_mesh(
     raise UserError(f"The mesh {dict(sizes)} needs {count} devices and there are {len(devices)}.")
   # Auto on purpose: since JAX 0.9 the default is Explicit, which Linen layers cannot express.
   types = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices[:count])
+  # Unlike `jax.make_mesh`, also with axes that share one of the torus, such as 32 x 8 on v6e:16x16.
+  grid = create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
+  return Mesh(grid, AXES, axis_types=types)
 
 
 def path_string(path: tuple[Any, ...]) -> str:
@@ -114,7 +120,8 @@ def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
   for size, names in zip(shape, names_of, strict=True):
     kept: list[str] = []
     for name in (names,) if isinstance(names, str) else names or ():
-      if name in auto and size % math.prod(mesh.shape[k] for k in (*kept, name)) == 0:
+      divides = size % math.prod(mesh.shape[k] for k in (*kept, name)) == 0
+      if divides and name in auto and mesh.shape[name] > 1:
         kept.append(name)
     entries.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
   return P(*entries)
@@ -143,6 +150,53 @@ def spread(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   if count > 1 and len(shape) > 1 and whole:
     entries[whole[0]] = "data"
   return P(*entries)
+
+
+def gather(params: Any, dtype: Any, rules: Rules = RULES) -> Any:
+  """Parameters as a layer uses them: whole but for `tensor`, and kernels in `dtype`.
+
+  They travel in `dtype`, and so do their gradients, to the devices that keep their parts: one mesh
+  axis after the other, since XLA gathers over all chips of a slice at once by adding up zeros.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+
+  def use(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    name = path_string(path)
+    to = leaf.dtype if dtype is None or not name.endswith("kernel") else dtype
+    if mesh.empty or mesh.size == 1:
+      return leaf.astype(to)
+    rule = find_rule(name, rules)
+    split = fit_spec(rule[1] if rule else P(), leaf.shape, mesh)
+    return _gather(leaf, leaf.dtype, to, split)
+
+  return jax.tree_util.tree_map_with_path(use, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(x: jax.Array, kept: Any, used: Any, split: P) -> jax.Array:
+  x = x.astype(used)
+  for spec in (_without(split, "context"), _without(split, *WEIGHTS)):
+    x = jax.lax.with_sharding_constraint(x, spec)
+  return x
+
+
+def _gather_forward(x: jax.Array, kept: Any, used: Any, split: P) -> tuple[jax.Array, None]:
+  return _gather(x, kept, used, split), None
+
+
+def _gather_backward(kept: Any, used: Any, split: P, _: None, grad: jax.Array) -> tuple[jax.Array]:
+  for spec in (_without(split, "context"), split):
+    grad = jax.lax.with_sharding_constraint(grad, spec)
+  return (grad.astype(kept),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _without(spec: P, *axes: str) -> P:
+  """`spec`, not split over `axes`."""
+  entries = [(x,) if isinstance(x, str) else x or () for x in spec]
+  return P(*(tuple(name for name in names if name not in axes) for names in entries))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

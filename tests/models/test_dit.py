@@ -168,3 +168,12 @@ def test_remat_changes_no_gradient(params, samples, prompts):
 
   plain, full = gradient("none"), gradient("full")
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3), plain, full)
+
+
+def test_what_sampling_keeps_computes_the_same(params, samples, prompts):
+  model = DIT.clone(dtype="bfloat16")
+  kept = params | {"dit": model.stored(params["dit"])}
+  size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
+  assert size(kept["dit"]["blocks"]) < 0.6 * size(params["dit"]["blocks"])
+  batch = pack([samples], prompts, sum(len(s.values) for s in samples))
+  np.testing.assert_array_equal(run(kept, batch, model), run(params, batch, model))

@@ -10,8 +10,9 @@ import pytest
 from sora_jax.errors import UserError
 from sora_jax.models import attention as reference
 from sora_jax.models.attention import Who
-from sora_jax.parallel import attention, flash, hlo, topology
+from sora_jax.parallel import attention, flash
 from sora_jax.parallel.sharding import make_mesh
+from sora_jax.plan import hlo, topology
 
 NAMES = ("q", "k", "v")
 

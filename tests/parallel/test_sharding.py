@@ -131,9 +131,9 @@ def test_moments_and_averages_are_split_over_data_and_parameters_are_not():
   conv = {"vae": {"decoder": {"kernel": jnp.zeros((3, 3, 3, 16, 10))}}}
   placed = sharding.param_shardings({"params": kernel, "ema": kernel, "opt_state": [conv]}, mesh)
   specs = [s.spec for s in jax.tree.leaves(placed)]  # in the order of the names
-  assert specs[0] == P("data", "fsdp", "tensor")
-  assert specs[1] == P(None, None, None, "data", "fsdp")
-  assert specs[2] == P(None, "fsdp", "tensor")
+  assert specs[0] == P("data", None, "tensor")
+  assert specs[1] == P(None, None, None, "data", None)
+  assert specs[2] == P(None, None, "tensor")
   assert sharding.spread(P(), (6, 7), mesh) == P(None, None)
 
 

@@ -13,8 +13,8 @@ from jax.experimental import pallas as pl
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sora_jax.parallel import hlo, topology
-from sora_jax.parallel.hlo import Collective, CustomCall
+from sora_jax.plan import hlo, topology
+from sora_jax.plan.hlo import Collective, CustomCall
 
 if util.find_spec("libtpu") is None:
   pytest.skip("libtpu is made for Linux on x86 only", allow_module_level=True)

@@ -364,11 +364,11 @@ def _group(op: _Instruction, kind: str, devices: int) -> int:
   """How many devices take part in a collective with one another."""
   if kind == "collective-permute":
     return 2
-  groups = op.attribute("replica_groups", r"\{[\d,{}]*\}|\[\d+,\d+\]|mesh\[.*?\] \{.*?\}")
+  groups = op.attribute("replica_groups", r"\{[\d,{}]*\}|\[\d+,\d+\]|mesh\[[^{]*\{.*?\}")
   if groups.startswith("["):  # so many groups, of so many devices
     return int(groups[1:-1].split(",")[1])
   if groups.startswith("mesh"):  # all devices along the named axes, or a part of one: 'x':(2)4
-    mesh, axes = groups.split("] ")
+    mesh, axes = groups.partition("]")[0], groups[groups.index("{") :]
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh))
     named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes)
     return math.prod(int(part or sizes[axis]) for axis, part in named)

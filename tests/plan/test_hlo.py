@@ -10,8 +10,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sora_jax.parallel import hlo
-from sora_jax.parallel.hlo import Collective, CustomCall, Memory
+from sora_jax.plan import hlo
+from sora_jax.plan.hlo import Collective, CustomCall, Memory
 
 N = 8
 RING = [(i, (i + 1) % N) for i in range(N)]

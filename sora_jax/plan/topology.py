@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import util
 from typing import Any
@@ -174,6 +174,12 @@ def parse(text: str) -> Topology:
   return topology
 
 
+def installed(chip: Chip) -> bool:
+  """Whether what compiles for a chip is installed."""
+  cuda = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+  return any(util.find_spec(name) for name in (cuda if chip.name == "h100" else ("libtpu",)))
+
+
 def devices(topology: Topology) -> list[jax.Device]:
   """`topology.device_count` devices to compile for; they cannot run anything.
 
@@ -182,13 +188,17 @@ def devices(topology: Topology) -> list[jax.Device]:
       refuses the topology.
   """
   chip, options = topology.chip, dict(topology.chip.options)
+  if not installed(chip):
+    what, extra = ("the CUDA plugin of JAX", "cuda") if chip.name == "h100" else ("libtpu", "tpu")
+    raise UserError(
+      f"Compiling for {chip.name} needs {what}, which is not installed: "
+      f'pip install "sora_jax[{extra}]".'
+    )
   if chip.name == "h100":
-    _need("the CUDA plugin of JAX", ("jax_cuda13_plugin", "jax_cuda12_plugin"), chip, "cuda")
     # Partitions (groups of hosts that NVLink joins) x hosts x GPUs.
     options["topology"] = "1 x {} x {}".format(*topology.shape)
     name, platform = chip.name, "cuda"
   else:
-    _need("libtpu", ("libtpu",), chip, "tpu")
     for key, value in _LIBTPU.items():
       os.environ.setdefault(key, value)
     if topology.chips == 1:  # libtpu takes a host to have 2x2 chips
@@ -220,14 +230,6 @@ def uncached() -> Iterator[None]:
   finally:
     jax.config.update("jax_compilation_cache_dir", folder)
     compilation_cache.reset_cache()
-
-
-def _need(what: str, modules: Iterable[str], chip: Chip, extra: str) -> None:
-  if not any(util.find_spec(module) for module in modules):
-    raise UserError(
-      f"Compiling for {chip.name} needs {what}, which is not installed: "
-      f'pip install "sora_jax[{extra}]".'
-    )
 
 
 def _distance(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[float, bool]:

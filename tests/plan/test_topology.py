@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from sora_jax.errors import UserError
-from sora_jax.parallel import topology
-from sora_jax.parallel.topology import CHIPS, parse, shapes
+from sora_jax.plan import topology
+from sora_jax.plan.topology import CHIPS, parse, shapes
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_compiler_that_refuses_or_disagrees_is_said(monkeypatch):
 def test_libtpu_is_left_alone_until_devices_are_asked_for():
   code = """
 import jax
-from sora_jax.parallel import hlo, topology
+from sora_jax.plan import hlo, topology
 topology.parse("v5p:4x4x4")
 assert {device.platform for device in jax.devices()} == {"cpu"}
 print(any("libtpu.so" in line for line in open("/proc/self/maps")))

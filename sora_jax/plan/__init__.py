@@ -1,0 +1,1 @@
+"""What a program will need of chips that are not here."""

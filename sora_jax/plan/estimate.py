@@ -1,0 +1,164 @@
+"""A plan without a compiler: what can be counted is counted, the rest follows from formulas.
+
+Exact: parameters, their state and its division, the FLOPs that are asked for. Estimated: what is
+kept for the backward pass (all residuals, divided evenly), what a layer needs while it runs, what
+is sent. Good enough to rank meshes, and to see that something does not fit by far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sora_jax.errors import UserError
+from sora_jax.models.dit import DiT
+from sora_jax.parallel.attention import neighbours
+from sora_jax.parallel.sharding import WEIGHTS
+from sora_jax.plan import measure
+from sora_jax.plan.report import Memory, Plan, Work
+from sora_jax.plan.topology import Topology
+from sora_jax.train import program as program_lib
+
+
+@dataclass(frozen=True)
+class Facts:
+  """What a config asks for whatever the mesh, on all devices together: FLOPs, and bytes kept."""
+
+  flops: int
+  residuals: int
+
+
+def facts(config: ConfigDict, mode: str) -> Facts:
+  """Of a config of text to video."""
+  return Facts(measure.model_flops(config, mode), _residual_bytes(config) if mode == "train" else 0)
+
+
+def estimate(
+  config: ConfigDict,
+  name: str,
+  target: Topology,
+  mode: str = "train",
+  devices: Sequence[jax.Device] | None = None,
+  known: Facts | None = None,
+) -> Plan:
+  """As `measure.measure`, with `source` "estimated".
+
+  Args:
+    devices: to make meshes of, as many as the topology has; default: CPU devices in their place.
+    known: `facts(config, mode)`, if they are.
+
+  Raises:
+    UserError: what the config says cannot be, or it is no text-to-video config.
+  """
+  config = measure.for_mode(config, mode)
+  capacity = target.chip.hbm // target.chip.devices
+  program = program_lib.build(config, devices or _stand_ins(target), capacity)
+  measure.check_mesh(program.mesh, target)
+  dit = getattr(program.recipe, "dit", None)
+  if dit is None:
+    raise UserError(
+      "Without a compiler only text-to-video configs can be estimated; install what compiles for "
+      f"{target.chip.name}."
+    )
+  train, count, rows = mode == "train", program.mesh.size, program.train.batch_size
+  batch = program.recipe.batch()
+  n = batch["segments"].shape[1]
+  known = known or facts(config, mode)
+  model = known.flops / count
+  attention = measure.attention_flops(dit, batch, rows, count)
+  again = train and dit.remat == "full"  # attention, too, is run once more
+  forwards = (1 + measure.BACKWARD + again) if train else 1.0
+  linear = (model - attention * (3 if train else 1)) * (
+    4 / 3 if train and dit.remat != "none" else 1
+  )
+
+  params, rest = measure.state_bytes(program, mode)
+  tokens = rows * n / count  # of a device
+  layer = 2 * tokens * (12 * dit.width + 2 * dit.mlp_width)
+  activations = layer + (params + known.residuals / count if train else 0)
+  peak = int(params + rest + activations)
+  return Plan(
+    config=name, topology=str(target), mode=mode, source="estimated",
+    mesh=dict(program.mesh.shape), remat=dit.remat, chip=target.chip, chips=target.chips,
+    params=sum(leaf.size for leaf in jax.tree.leaves(program.state.params)), tokens=n,
+    clips=rows if train else 1,
+    memory=Memory(params, rest, peak - params - rest, peak, capacity),
+    work=Work(
+      model=model, executed=linear + forwards * attention, attention=forwards * attention,
+      forwards=forwards, padding=0.0, cycles=None,
+      collectives=_collectives(dit, program.state.params, program.mesh, tokens, train),
+    ),
+    compile_seconds=0.0,
+  )  # fmt: skip
+
+
+def _stand_ins(target: Topology) -> Sequence[jax.Device]:
+  try:
+    jax.config.update("jax_num_cpu_devices", target.device_count)
+  except RuntimeError:  # JAX has started already
+    pass
+  devices = jax.devices("cpu")
+  if len(devices) < target.device_count:
+    raise UserError(f"Estimating for {target} needs a process that has not used JAX yet.")
+  return devices[: target.device_count]
+
+
+def _residual_bytes(config: ConfigDict) -> int:
+  """What the backward pass is left by the forward pass, on all devices together."""
+  if config.model.attention == "auto":
+    config = measure.changed(config, model=dict(attention="pallas"))
+  recipe = program_lib.build_recipe(config)
+  key = jax.random.key(0)
+  params = jax.eval_shape(recipe.init, key)
+
+  def residuals(params: Any, batch: Any) -> Any:
+    return jax.vjp(lambda p: recipe.loss(p, batch, key, jnp.zeros((), jnp.int32))[0], params)[1]
+
+  kept = jax.eval_shape(residuals, params, recipe.batch())
+  size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
+  return max(0, size(kept) - size(params))  # the weights are among them
+
+
+def _collectives(
+  dit: DiT, params: Any, mesh: Mesh, tokens: float, train: bool
+) -> Mapping[str, Mapping[str, int]]:
+  """Of the blocks: weights gathered and gradients scattered, what attention and `tensor` send."""
+  size, shape = jnp.dtype(dit.dtype or jnp.float32).itemsize, mesh.shape
+  again = train and dit.remat != "none"
+  sums: dict[str, list[float]] = {}
+
+  def send(kind: str, count: float, each: float) -> None:
+    if count * each > 0:
+      sums.setdefault(kind, [0.0, 0.0])
+      sums[kind][0] += count
+      sums[kind][1] += count * each
+
+  for leaf in jax.tree.leaves(params["dit"]["blocks"]):
+    axes = [name for names in leaf.sharding.spec for name in (names or ()) if name in WEIGHTS]
+    axes += [names for names in leaf.sharding.spec if names in WEIGHTS]
+    ways = math.prod(shape[axis] for axis in set(axes))
+    share = leaf.size / dit.layers * size / shape["tensor"] * (ways - 1) / ways
+    send("all-gather", dit.layers * (1 + again), share)
+    send("reduce-scatter", dit.layers * train, share)
+    copies = shape["data"]
+    if train and copies > 1:
+      local = leaf.size / ways / shape["tensor"] * size
+      send("all-reduce", 1, 2 * local * (copies - 1) / copies)
+  activation = tokens * dit.width * size  # of one array of the tokens
+  heads = dit.heads // shape["tensor"] if dit.heads % shape["tensor"] == 0 else dit.heads
+  group = neighbours(heads, shape["context"])
+  ring = shape["context"] // group
+  traded = dit.layers * (4 + (4 + 4 * again if train else 0))
+  send("all-to-all", traded, activation * (group - 1) / group)
+  passed = dit.layers * 2 * (ring - 1) * (3 if train else 1)
+  send("collective-permute", passed, activation)
+  summed = dit.layers * 3 * (1 + train + again)
+  send("all-reduce", summed, 2 * activation * (shape["tensor"] - 1) / shape["tensor"])
+  return {kind: dict(count=int(n), bytes=int(b)) for kind, (n, b) in sums.items()}

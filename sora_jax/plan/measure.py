@@ -1,0 +1,198 @@
+"""From a config and a topology to a plan: compiles the real program and reads what came of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.stages import Lowered
+from ml_collections import ConfigDict
+
+from sora_jax.diffusion import sampler
+from sora_jax.diffusion.guidance import Guidance
+from sora_jax.errors import UserError
+from sora_jax.generate.denoise import solve
+from sora_jax.models.dit import DiT
+from sora_jax.parallel import sharding
+from sora_jax.plan import flops, hlo, topology
+from sora_jax.plan.report import Memory, Plan, Work
+from sora_jax.plan.topology import Topology
+from sora_jax.train import program as program_lib
+from sora_jax.train.program import Program
+
+BACKWARD = 2.5  # forwards: five products instead of two (parallel/flash.py)
+
+
+def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train") -> Plan:
+  """Compiles the training step, or a sampling step, of a config for a topology.
+
+  Sampling makes one clip, with guidance: two sequences at a time.
+
+  Raises:
+    UserError: what the config says cannot be, or nothing that compiles for the chip is installed.
+  """
+  config = for_mode(config, mode)
+  devices, capacity = topology.devices(target), target.chip.hbm // target.chip.devices
+  program = program_lib.build(config, devices, capacity)
+  check_mesh(program.mesh, target)
+  lowered = (train if mode == "train" else sample)(program)
+  start = time.perf_counter()
+  with topology.uncached():
+    costs = hlo.costs(lowered.compile())
+  seconds = time.perf_counter() - start
+  model = model_flops(config, mode)
+  params, rest = state_bytes(program, mode)
+  dit = getattr(program.recipe, "dit", None)
+  batch = program.recipe.batch()
+  rows, count = program.train.batch_size, program.mesh.size
+  peak = costs.memory.arguments + costs.memory.temporaries
+  peak += costs.memory.outputs - costs.memory.aliased
+  return Plan(
+    config=name, topology=str(target), mode=mode, source="compiled",
+    mesh=dict(program.mesh.shape), remat=getattr(dit, "remat", None),
+    chip=target.chip, chips=target.chips,
+    params=sum(leaf.size for leaf in jax.tree.leaves(program.state.params)),
+    tokens=batch["segments"].shape[1] if "segments" in batch else 0,
+    clips=rows if mode == "train" else 1,
+    memory=Memory(params, rest, peak - params - rest, peak, capacity),
+    work=work(costs, model / count, attention_flops(dit, batch, rows, count)),
+    compile_seconds=seconds,
+  )  # fmt: skip
+
+
+def train(program: Program) -> Lowered:
+  """The training step."""
+  placed = sharding.batch_sharding(program.mesh)
+  batch = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+    for name, x in program.recipe.batch().items()
+  }
+  with jax.set_mesh(program.mesh):
+    return program.step.lower(program.state, batch)
+
+
+def sample(program: Program) -> Lowered:
+  """One call of the sampler: the transformer with and without the prompt, and a step along it.
+
+  Raises:
+    UserError: the config trains nothing that samples.
+  """
+  recipe: Any = program.recipe
+  if not hasattr(recipe, "dit"):
+    raise UserError("Only text-to-video configs sample; plan this one with --mode=train.")
+  packer = recipe.packer
+  batch = packer.fields(1, recipe.dit.patch_width, recipe.dit.cond_features)
+  carry = jax.eval_shape(sampler.start, batch["values"])
+  table = sampler.table("euler", np.array([1.0, 0.0]))
+  with jax.set_mesh(program.mesh):
+    return solve.lower(
+      recipe.dit, recipe.text, Guidance(scale=3.0), stored(program), [batch, batch], carry, table
+    )
+
+
+def stored(program: Program) -> Any:
+  """The parameters as sampling keeps them."""
+  recipe: Any = program.recipe
+  params = program.state.params
+  kept = {"dit": jax.eval_shape(recipe.dit.stored, params["dit"])}
+  return jax.tree.map(
+    lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding),
+    {**params, **kept}, params,
+  )  # fmt: skip
+
+
+def state_bytes(program: Program, mode: str) -> tuple[int, int]:
+  """Bytes on a device of the weights, and of what updates and averages them."""
+  state = program.state
+  trees = (state.params, (state.ema, state.opt_state)) if mode == "train" else (stored(program), ())
+  weights, rest = (sum(map(_local_bytes, jax.tree.leaves(tree))) for tree in trees)
+  return weights, rest
+
+
+def model_flops(config: ConfigDict, mode: str) -> int:
+  """What a step asks for, on all devices together, whatever computes it."""
+  if "remat" in config.model:
+    config = changed(config, model=dict(remat="none", attention="xla"))
+  recipe = program_lib.build_recipe(config)
+  key = jax.random.key(0)
+  params = jax.eval_shape(recipe.init, key)
+
+  def loss(params: Any, batch: Any) -> Any:
+    return recipe.loss(params, batch, key, jnp.zeros((), jnp.int32))[0]
+
+  f = jax.grad(loss, allow_int=True) if mode == "train" else loss
+  return flops.count(f, params, recipe.batch())
+
+
+def attention_flops(
+  dit: DiT | None, batch: Mapping[str, jax.ShapeDtypeStruct], rows: int, devices: int
+) -> float:
+  """One forward pass of all attention of a transformer, on each device; 0 without one."""
+  if dit is None:
+    return 0.0
+  n, s = batch["segments"].shape[1], batch["text_ids"].shape[1]
+  return 4.0 * rows * dit.layers * n * (n + s) * dit.width / devices
+
+
+def work(costs: hlo.Costs, model: float, attention: float) -> Work:
+  """What a compiled program does, beside what it is for.
+
+  Args:
+    model: FLOPs asked for, on a device. attention: of one forward pass of attention alone.
+  """
+  passes = {
+    way: sum(c.flops for name, c in costs.custom_calls.items() if f"attention_{way}" in name)
+    for way in ("forward", "backward")
+  }
+  total = sum(passes.values())
+  forwards = padding = None
+  if total and attention:
+    times = max(1, round(passes["forward"] / attention))  # padding is less than half of it
+    padding = passes["forward"] / (times * attention) - 1
+    forwards = total / attention / (1 + padding)
+  kernels = sum(c.flops for c in costs.custom_calls.values())
+  return Work(
+    model=model,
+    executed=float(costs.flops + kernels),
+    attention=float(total),
+    forwards=forwards,
+    padding=padding,
+    cycles=costs.cycles or None,
+    collectives={
+      kind: dict(count=c.count, bytes=c.wire) for kind, c in costs.collectives.items() if c.wire
+    },
+  )
+
+
+def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+  shape = leaf.sharding.shard_shape(leaf.shape)
+  return math.prod(shape) * leaf.dtype.itemsize
+
+
+def for_mode(config: ConfigDict, mode: str) -> ConfigDict:
+  """Sampling makes one clip; with and without the prompt that is a batch of two."""
+  return config if mode == "train" else changed(config, train=dict(batch_size=2, accumulate=1))
+
+
+def changed(config: ConfigDict, **sections: Mapping[str, Any]) -> ConfigDict:
+  """A copy of a config with other values in some sections."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    for name, values in sections.items():
+      config[name] = ConfigDict(config[name].to_dict() | dict(values))
+  return config
+
+
+def check_mesh(mesh: Mesh, target: Topology) -> None:
+  """Raises UserError: the mesh does not use all devices of the topology."""
+  if mesh.size != target.device_count:
+    raise UserError(
+      f"The mesh {dict(mesh.shape)} has {mesh.size} devices and {target} has "
+      f"{target.device_count}: set one of train.mesh's sizes to -1, or change train.batch_size."
+    )

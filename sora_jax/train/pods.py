@@ -1,0 +1,77 @@
+"""What the configs of large text-to-video runs share: `configs/wan_*.py` and `configs/sora_*.py`.
+
+They are trained from nothing on the user's own videos, of one shape of clip, with a text encoder of
+their own. All of it is changed from the command line like any other value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sora_jax.data.clip import Clip
+
+SAMPLE_TOKENS = 80  # for which `levels.shift` is said; see `diffusion.time`
+
+
+def config(
+  clip: str, model: Mapping[str, Any], text: Mapping[str, Any], space_stride: int, batch_size: int
+) -> ConfigDict:
+  """The config of a transformer.
+
+  Args:
+    clip: as `data.clip.Clip.parse` reads it.
+    model, text: the sections of these names. space_stride: pixels of a latent's side.
+    batch_size: clips of a step.
+  """
+  shape = Clip.parse(clip)
+  size = tuple(-(-side // space_stride) * space_stride for side in (shape.height, shape.width))
+  return ConfigDict(dict(
+    recipe="t2v",
+    seed=0,
+    init_from="",
+    vae="",  # a checkpoint folder, whose latents are of the model's channels
+    model=dict(
+      # bfloat16 matmuls; what attention made is kept for the backward pass, all else made anew
+      dict(patch=(1, 2, 2), dtype="bfloat16", remat="attention", attention="auto"), **model
+    ),
+    text=dict(text, dtype="bfloat16"),
+    mixture=dict(
+      weights=dict(none=0.80, first=0.15, prefix=0.05),
+      images=0.0,
+      text_dropout=0.1,
+    ),
+    levels=dict(mean=0.0, std=1.0, shift=1.0, reference_tokens=SAMPLE_TOKENS, uniform=0.1),
+    packing=dict(
+      length=shape.tokens((4, space_stride), (1, 2, 2)),
+      cond_rows=2,  # what is made, and what is given
+      text_length=text["length"],
+    ),
+    data=dict(
+      cache="data/latents",
+      batching="pad",  # one clip in each sequence
+      samples=batch_size,
+      shapes=dict(
+        clip=dict(
+          share=1.0, clips=100_000, frames=shape.frames, size=size, fps=shape.fps, loop=False
+        ),
+      ),
+      sources=dict(
+        folder=dict(weight=1.0, path="data/videos"),
+        manifest=dict(weight=0.0, path=""),
+        records=dict(weight=0.0, path=""),
+        tfds=dict(weight=0.0, source=""),
+      ),
+    ),
+    optim=dict(
+      name="adamw", lr=1e-4, warmup=1000, schedule="constant", b2=0.95, decay=0.01, clip=1.0,
+      ema_decay=0.9999,
+    ),
+    train=dict(
+      steps=100_000, batch_size=batch_size, accumulate=1, log_every=20, checkpoint_every=1000,
+      preview_every=0, keep=2, mesh=None, max_bad_steps=5,
+    ),
+    preview=("a red ball rolls from left to right",),
+  ))  # fmt: skip

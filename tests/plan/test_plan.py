@@ -1,0 +1,128 @@
+"""A plan says what the compiled program needs; without a compiler, about the same."""
+
+import json
+from importlib import util
+
+import pytest
+
+from sora_jax import config as config_lib
+from sora_jax.cli import main
+from sora_jax.errors import UserError
+from sora_jax.plan import estimate, measure, search, topology
+
+SMALL = ("model.layers=4", "model.heads=2", "packing.length=1000", "text.layers=1")
+KEYS = {
+  "fits", "params", "memory", "flops", "attention_forwards", "cycles", "collectives", "padding",
+  "tokens", "compile_seconds", "seconds", "mesh", "source",
+}  # fmt: skip
+tpu = pytest.mark.skipif(util.find_spec("libtpu") is None, reason="libtpu is for Linux on x86")
+slow = pytest.mark.slow
+
+
+def small(*overrides):
+  """A transformer like those of the pods, in bfloat16, that compiles in seconds."""
+  sizes = ("model.width=128", "model.mlp_width=256", "model.text_width=64", "text.width=64")
+  rest = ("text.heads=2", "text.length=16", "packing.text_length=16", "train.batch_size=4")
+  return config_lib.load("configs/wan_1_3b.py", (*SMALL, *sizes, *rest, *overrides))
+
+
+@tpu
+def test_the_command_prints_one_object(capsys):
+  argv = [
+    "plan",
+    "--json",
+    "--config=configs/wan_1_3b.py",
+    "--clip=5x160x256",
+    "--topology=v5e:2x2",
+  ]
+  argv += ["--config.model.layers=2", "--config.text.width=64", "--config.model.text_width=64"]
+  argv += ["--config.model.width=128", "--config.model.heads=2", "--config.model.mlp_width=128"]
+  assert main.main([*argv, "--config.text.heads=2", "--config.train.batch_size=2"]) == 0
+  plan = json.loads(capsys.readouterr().out)
+  assert plan.keys() >= KEYS and plan["source"] == "compiled" and plan["fits"]
+  assert plan["tokens"] == 2 * 10 * 16 and plan["mesh"] == {
+    "data": 2, "fsdp": 1, "context": 2, "tensor": 1
+  }  # fmt: skip
+  memory = plan["memory"]
+  assert memory["peak"] == sum(memory[part] for part in ("params", "optimizer", "activations"))
+  assert plan["flops"]["executed"] > plan["flops"]["model"] > 0
+  assert plan["attention_forwards"] == pytest.approx(3.5, abs=0.01)
+  assert plan["collectives"]["all-to-all"]["bytes"] > 0  # two heads, traded by two devices
+
+
+@tpu
+@slow
+@pytest.mark.parametrize(("remat", "forwards"), [("none", 3.5), ("attention", 3.5), ("full", 4.5)])
+def test_what_is_kept_is_not_computed_again(remat, forwards):
+  target = topology.parse("v5e:1x1")
+  plan = measure.measure(small(f"model.remat={remat}"), "small", target)
+  assert plan.work.forwards == pytest.approx(forwards, abs=0.01)
+  assert 0 < plan.work.padding < 0.1
+
+
+@tpu
+@slow
+def test_the_estimate_is_near_what_is_compiled():
+  target = topology.parse("v5p:2x2x2")
+  for mode in ("train", "sample"):
+    config = small("train.mesh={'fsdp': 2, 'context': 4}", "model.width=512", "model.heads=4")
+    found = measure.measure(config, "small", target, mode)
+    guess = estimate.estimate(config, "small", target, mode, topology.devices(target))
+    assert guess.source == "estimated" and found.source == "compiled"
+    assert (guess.memory.params, guess.memory.optimizer) == (
+      found.memory.params, found.memory.optimizer,
+    )  # fmt: skip
+    assert guess.work.model == found.work.model
+    for kind in ("all-gather", "all-to-all"):
+      sent = found.work.collectives[kind]["bytes"]
+      assert guess.work.collectives[kind]["bytes"] == pytest.approx(sent, rel=0.5), (mode, kind)
+
+
+def test_without_a_compiler_it_is_an_estimate(monkeypatch, capsys):
+  monkeypatch.setattr(topology, "installed", lambda chip: False)
+  argv = ["plan", "--json", "--config=configs/wan_14b.py", "--topology=v5p:2x2x1"]
+  assert main.main(argv) == 0
+  plan = json.loads(capsys.readouterr().out)
+  assert plan.keys() >= KEYS and plan["source"] == "estimated" and plan["cycles"] is None
+  assert plan["flops"]["model"] == pytest.approx(16 * 4.89e15, rel=0.01)
+  assert not plan["fits"]  # sixteen clips on four chips
+
+
+def test_only_text_to_video_is_estimated_and_sampled():
+  config, target = config_lib.load("configs/oracle.py"), topology.parse("v5e:1x1")
+  with pytest.raises(UserError, match="only text-to-video configs can be estimated"):
+    estimate.estimate(config, "oracle", target, "train")
+
+
+def test_search_puts_first_what_fits(monkeypatch):
+  monkeypatch.setattr(topology, "installed", lambda chip: False)
+  target = topology.parse("v5e:2x2")
+  plans = search.search(small(), "small", target, best=100)
+  assert [p.fits for p in plans] == sorted((p.fits for p in plans), reverse=True)
+  assert len({(*p.mesh.values(), p.remat) for p in plans}) == len(plans) > 10
+  seconds = [p.seconds for p in plans if p.fits]
+  assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--topology=v5p:4x4"], "There is no v5p:4x4"),
+    (["--topology=v5q:4x4x4"], "did you mean 'v5p'"),
+    (["--topology=v5p:2x2x1", "--clip=4x4"], "is no clip"),
+    (["--topology=v5p:2x2x1", "--config.train.batch_size=0"], "must be at least 1"),
+    (
+      ["--topology=v5p:2x2x1", "--config.train.mesh={'fsdp': 2}"],
+      "has 2 devices and v5p:2x2x1 has 4",
+    ),
+    (
+      ["--topology=v5p:2x2x1", "--config.train.mesh={'fsdp': 4}", "--config.train.batch_size=6"],
+      "nearest batch size that can be is 8",
+    ),
+  ],
+)
+def test_what_cannot_be_is_one_sentence(arguments, message, capsys, monkeypatch):
+  monkeypatch.setattr(topology, "installed", lambda chip: False)
+  assert main.main(["plan", "--config=configs/wan_1_3b.py", *arguments]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
