@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from timing import Row, interleave, report, table
+from timing import Row, interleave, medians, report, table
 
 import sora_jax as sj
 from sora_jax.generate.model import VideoModel
@@ -71,7 +71,7 @@ def main() -> None:
     variants[f"{size}, batch {batch}, {sampler} {args.steps} steps, {dtype}"] = run
   measured = interleave(variants, args.rounds)
   formats = {"seconds": ".2f", "clips/s": ".2f", "frames/s": ".1f"}
-  report("Sampling speed", table(measured, formats), args.out, args.rounds)
+  report("Sampling speed", table(measured, formats), args.out, medians(args.rounds))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,11 @@ def interleave(variants: Mapping[str, Callable[[], Row]], rounds: int) -> dict[s
   return measured
 
 
+def medians(rounds: int) -> str:
+  """How `table` comes from what `interleave` measured."""
+  return f"medians of {rounds} interleaved rounds, range in brackets"
+
+
 def table(measured: Mapping[str, Sequence[Row]], formats: Mapping[str, str]) -> str:
   """A Markdown table of medians, with the range in brackets.
 
@@ -45,11 +50,11 @@ def table(measured: Mapping[str, Sequence[Row]], formats: Mapping[str, str]) -> 
   return "\n".join(lines)
 
 
-def report(title: str, text: str, out: str | None, rounds: int) -> None:
-  """Prints the table with its circumstances, and stores it if asked."""
+def report(title: str, text: str, out: str | None, how: str) -> None:
+  """Prints the table with its circumstances, `how` it was measured too; stores it if asked."""
   command = "python " + shlex.join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
   lines = [
-    f"# {title}", "", text, "", f"- medians of {rounds} interleaved rounds, range in brackets",
+    f"# {title}", "", text, "", f"- {how}",
     f"- `{command}`", f"- commit {commit()}, {machine()}", "",
   ]  # fmt: skip
   page = "\n".join(lines)

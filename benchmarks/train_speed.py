@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from timing import Row, interleave, report, table
+from timing import Row, interleave, medians, report, table
 from tqdm import tqdm
 
 from sora_jax import config as config_lib
@@ -112,7 +112,7 @@ def main() -> None:
   measured = interleave(variants, args.rounds)
   formats = {"steps/s": ".2f", "samples/s": ".1f", "data wait": ".0%", "loss": ".3f"}
   formats["programs"] = ".0f"
-  report("Training speed", table(measured, formats), args.out, args.rounds)
+  report("Training speed", table(measured, formats), args.out, medians(args.rounds))
 
 
 if __name__ == "__main__":

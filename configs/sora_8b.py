@@ -2,6 +2,11 @@
 
 Latents are 4x16x16 with 48 channels: 4x8x8 would make four times the tokens of them, and sixteen
 times the attention.
+
+  sora-jax plan --config=configs/sora_8b.py --topology=v5p:4x4x4
+  sora-jax train --multihost --config=configs/sora_8b.py --config.vae=DIR --workdir DIR
+
+Never run: no pod was at hand. What it needs is in docs/plan.md.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +17,7 @@ BATCH = {"480p5s": 256, "720p20s": 32, "1080p60s": 4}  # clips of a step: 3 mill
 
 
 def get_config(clip: str = "720p20s") -> ConfigDict:
-  """`clip`: 480p5s, 720p20s, 1080p60s, or any other shape, of which there are 16 in a step."""
+  """`clip`: 480p5s, 720p20s, 1080p60s, or any other, 16 clips a step; or smoke."""
   model = dict(
     width=4096, layers=30, heads=32, mlp_width=16384, text_width=2048, channels=48, cond_features=4
   )

@@ -23,12 +23,14 @@ LAYERS = (
   ("models", "diffusion"),
   ("data", "parallel", "worlds"),
   ("train", "generate", "evals", "interop"),
+  ("plan",),
   ("cli",),
 )
-# All that models may know of the machine: a constraint that does nothing without a mesh, the number
-# of devices a batch is split over, and the one attention function.
+# All that models may know of the machine: a constraint that does nothing without a mesh, weights
+# gathered for use, the number of devices a batch is split over, and the one attention function.
 PLACEMENT = {
   "sora_jax.parallel.sharding.constrain",
+  "sora_jax.parallel.sharding.gather",
   "sora_jax.parallel.sharding.batch_shards",
   "sora_jax.parallel.attention.attend",
 }

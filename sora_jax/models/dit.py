@@ -26,7 +26,7 @@ from sora_jax.models.attention import SAVED
 from sora_jax.models.layers import Attention, LayerNorm, Mlp, sinusoid
 from sora_jax.models.patch import Patch, rope_angles
 from sora_jax.models.tokens import Tokens, select_rows
-from sora_jax.parallel.sharding import constrain, gather, path_string
+from sora_jax.parallel.sharding import constrain, gather
 from sora_jax.typing import Array, Float, Params
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -181,11 +181,11 @@ class DiT(nn.Module):
     """Its parameters as sampling may keep them: kernels that are used in `dtype` alone, in that."""
 
     def store(path: tuple[Any, ...], leaf: Any) -> Any:
-      name = path_string(path)
-      used = self.dtype is not None and name.startswith("blocks/") and name.endswith("kernel")
-      return leaf.astype(self.dtype) if used else leaf
+      return leaf.astype(self.dtype) if path[-1].key == "kernel" else leaf
 
-    return jax.tree_util.tree_map_with_path(store, params)
+    if self.dtype is None:
+      return params
+    return {**params, "blocks": jax.tree_util.tree_map_with_path(store, params["blocks"])}
 
   def _time(
     self, cond: Float[Array, "b k c"]

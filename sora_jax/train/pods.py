@@ -6,6 +6,7 @@ their own. All of it is changed from the command line like any other value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,17 +23,23 @@ def config(
   """The config of a transformer.
 
   Args:
-    clip: as `data.clip.Clip.parse` reads it.
+    clip: as `data.clip.Clip.parse` reads it; "smoke" is a run of seconds on a CPU, on worlds, with
+      the shipped autoencoder.
     model, text: the sections of these names. space_stride: pixels of a latent's side.
     batch_size: clips of a step.
   """
-  shape = Clip.parse(clip)
+  smoke = clip == "smoke"
+  shape = Clip.parse("5x32x32@8" if smoke else clip)
+  if smoke:
+    tiny = dict(width=64, layers=2, heads=2, mlp_width=128, text_width=64, channels=64)
+    model, text = dict(model, **tiny), dict(text, width=64, layers=1, heads=2, length=32)
+    space_stride, batch_size = 8, 2
   size = tuple(-(-side // space_stride) * space_stride for side in (shape.height, shape.width))
   return ConfigDict(dict(
     recipe="t2v",
     seed=0,
     init_from="",
-    vae="",  # a checkpoint folder, whose latents are of the model's channels
+    vae="toy" if smoke else "",  # a checkpoint folder, of latents with the model's channels
     model=dict(
       # bfloat16 matmuls; what attention made is kept for the backward pass, all else made anew
       dict(patch=(1, 2, 2), dtype="bfloat16", remat="attention", attention="auto"), **model
@@ -45,7 +52,7 @@ def config(
     ),
     levels=dict(mean=0.0, std=1.0, shift=1.0, reference_tokens=SAMPLE_TOKENS, uniform=0.1),
     packing=dict(
-      length=shape.tokens((4, space_stride), (1, 2, 2)),
+      length=divisible(shape.tokens((4, space_stride), (1, 2, 2))),
       cond_rows=2,  # what is made, and what is given
       text_length=text["length"],
     ),
@@ -55,11 +62,13 @@ def config(
       samples=batch_size,
       shapes=dict(
         clip=dict(
-          share=1.0, clips=100_000, frames=shape.frames, size=size, fps=shape.fps, loop=False
+          share=1.0, clips=16 if smoke else 100_000, frames=shape.frames, size=size,
+          fps=shape.fps, loop=False,
         ),
       ),
       sources=dict(
-        folder=dict(weight=1.0, path="data/videos"),
+        folder=dict(weight=float(not smoke), path="data/videos"),
+        worlds=dict(weight=float(smoke), count=16, seed=1),
         manifest=dict(weight=0.0, path=""),
         records=dict(weight=0.0, path=""),
         tfds=dict(weight=0.0, source=""),
@@ -70,8 +79,14 @@ def config(
       ema_decay=0.9999,
     ),
     train=dict(
-      steps=100_000, batch_size=batch_size, accumulate=1, log_every=20, checkpoint_every=1000,
-      preview_every=0, keep=2, mesh=None, max_bad_steps=5,
+      steps=4 if smoke else 100_000, batch_size=batch_size, accumulate=1, log_every=20,
+      checkpoint_every=1000, preview_every=0, keep=2, mesh=None, max_bad_steps=5,
     ),
     preview=("a red ball rolls from left to right",),
   ))  # fmt: skip
+
+
+def divisible(tokens: int) -> int:
+  """A length for so many tokens that many devices can divide: up to 2 % more, much halved."""
+  unit = 2 ** max(0, int(math.log2(tokens / 50)))
+  return -(-tokens // unit) * unit

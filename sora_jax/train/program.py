@@ -132,6 +132,8 @@ def build(
   state = jax.eval_shape(create, params)
   size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   mesh = choose_mesh(train, devices, memory, size, getattr(recipe, "sequence", False))
+  if getattr(recipe, "sequence", False):
+    _check_length(recipe.batch()["segments"].shape[1], mesh)
   shardings = sharding.param_shardings(state, mesh)
   step = functools.partial(
     train_step, loss=recipe.loss, optimizer=optimizer, seed=int(config.seed),
@@ -201,6 +203,16 @@ def choose_mesh(
       f"{ways} devices (data x fsdp); the nearest batch size that can be is {near}."
     )
   return mesh
+
+
+def _check_length(length: int, mesh: Mesh) -> None:
+  """Says so if sequences stay whole, and each device computes all of them."""
+  ways = mesh.shape["context"]
+  if length % ways:
+    hosts.say(
+      f"warning: sequences of {length} tokens are not divided over {ways} devices (context), so "
+      f"each computes all of them; set packing.length={-(-length // ways) * ways}."
+    )
 
 
 def _suggest(

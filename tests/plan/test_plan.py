@@ -1,6 +1,7 @@
 """A plan says what the compiled program needs; without a compiler, about the same."""
 
 import json
+import math
 from importlib import util
 
 import pytest
@@ -9,6 +10,7 @@ from sora_jax import config as config_lib
 from sora_jax.cli import main
 from sora_jax.errors import UserError
 from sora_jax.plan import estimate, measure, search, topology
+from sora_jax.train import pods, program
 
 SMALL = ("model.layers=4", "model.heads=2", "packing.length=1000", "text.layers=1")
 KEYS = {
@@ -126,3 +128,17 @@ def test_what_cannot_be_is_one_sentence(arguments, message, capsys, monkeypatch)
   assert main.main(["plan", "--config=configs/wan_1_3b.py", *arguments]) == 2
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 320, 12_090, 32_760, 75_600, 111_320, 736_440])
+def test_lengths_of_pods_are_divided_by_many_devices(tokens):
+  length = pods.divisible(tokens)
+  assert tokens <= length <= 1.02 * tokens
+  assert length % min(256, 2 ** int(math.log2(max(1, tokens / 50)))) == 0
+
+
+def test_sequences_that_stay_whole_are_said(capsys):
+  program.build(small("packing.length=1001", "train.mesh={'context': 8}"))
+  assert "set packing.length=1008" in capsys.readouterr().err
+  program.build(small("packing.length=1008", "train.mesh={'context': 8}"))
+  assert "warning" not in capsys.readouterr().err
