@@ -72,7 +72,7 @@ def estimate(
   n = batch["segments"].shape[1]
   known = known or facts(config, mode)
   model = known.flops / count
-  attention = measure.attention_flops(dit, batch, rows, count)
+  attention = measure.attention_flops(program)
   again = train and dit.remat == "full"  # attention, too, is run once more
   forwards = (1 + measure.BACKWARD + again) if train else 1.0
   linear = (model - attention * (3 if train else 1)) * (

@@ -18,7 +18,6 @@ from sora_jax.diffusion import sampler
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.errors import UserError
 from sora_jax.generate.denoise import solve
-from sora_jax.models.dit import DiT
 from sora_jax.parallel import sharding
 from sora_jax.plan import flops, hlo, topology
 from sora_jax.plan.report import Memory, Plan, Work
@@ -50,7 +49,6 @@ def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train"
   params, rest = state_bytes(program, mode)
   dit = getattr(program.recipe, "dit", None)
   batch = program.recipe.batch()
-  rows, count = program.train.batch_size, program.mesh.size
   peak = costs.memory.arguments + costs.memory.temporaries
   peak += costs.memory.outputs - costs.memory.aliased
   return Plan(
@@ -59,9 +57,9 @@ def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train"
     chip=target.chip, chips=target.chips,
     params=sum(leaf.size for leaf in jax.tree.leaves(program.state.params)),
     tokens=batch["segments"].shape[1] if "segments" in batch else 0,
-    clips=rows if mode == "train" else 1,
+    clips=program.train.batch_size if mode == "train" else 1,
     memory=Memory(params, rest, peak - params - rest, peak, capacity),
-    work=work(costs, model / count, attention_flops(dit, batch, rows, count)),
+    work=work(costs, model / program.mesh.size, attention_flops(program)),
     compile_seconds=seconds,
   )  # fmt: skip
 
@@ -130,14 +128,15 @@ def model_flops(config: ConfigDict, mode: str) -> int:
   return flops.count(f, params, recipe.batch())
 
 
-def attention_flops(
-  dit: DiT | None, batch: Mapping[str, jax.ShapeDtypeStruct], rows: int, devices: int
-) -> float:
-  """One forward pass of all attention of a transformer, on each device; 0 without one."""
-  if dit is None:
+def attention_flops(program: Program) -> float:
+  """One forward pass of all attention there is, on each device; 0 without a transformer."""
+  recipe: Any = program.recipe
+  if not hasattr(recipe, "dit"):
     return 0.0
-  n, s = batch["segments"].shape[1], batch["text_ids"].shape[1]
-  return 4.0 * rows * dit.layers * n * (n + s) * dit.width / devices
+  dit, text, batch = recipe.dit, recipe.text, recipe.batch()
+  (rows, n), s = batch["segments"].shape, batch["text_ids"].shape[1]
+  pairs = dit.layers * dit.width * n * (n + s) + text.layers * text.width * s * s
+  return 4.0 * rows * pairs / program.mesh.size
 
 
 def work(costs: hlo.Costs, model: float, attention: float) -> Work:
@@ -167,6 +166,7 @@ def work(costs: hlo.Costs, model: float, attention: float) -> Work:
     collectives={
       kind: dict(count=c.count, bytes=c.wire) for kind, c in costs.collectives.items() if c.wire
     },
+    unknown_loops=len(costs.unknown_loops),
   )
 
 

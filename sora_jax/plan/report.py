@@ -38,6 +38,7 @@ class Work:
     padding: what of attention's work is spent on padding, as a share of what is not.
     cycles: the compiler's estimate for all but attention and collectives; None if it has none.
     collectives: kind -> {count, bytes}: bytes that a device sends, at least.
+    unknown_loops: whose trips the program does not tell: they count once, all else is more.
   """
 
   model: float
@@ -47,6 +48,7 @@ class Work:
   padding: float | None
   cycles: int | None
   collectives: Mapping[str, Mapping[str, int]]
+  unknown_loops: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Plan:
       flops=dict(model=work.model, executed=work.executed),
       attention_forwards=work.forwards, cycles=work.cycles,
       collectives={kind: dict(sums) for kind, sums in work.collectives.items()},
-      padding=work.padding, tokens=self.tokens, clips=self.clips,
+      unknown_loops=work.unknown_loops, padding=work.padding, tokens=self.tokens, clips=self.clips,
       compile_seconds=round(self.compile_seconds, 1), seconds=self.seconds,
     )  # fmt: skip
 
@@ -154,6 +156,8 @@ class Plan:
       f"links of {self.chip.link_bandwidth / 1e9:g} GB/s",
       f"  {steps:,} steps: {hours:,.0f} chip-hours (estimate)",
     ]
+    if work.unknown_loops:
+      lines.append(f"  at least all this: the trips of {work.unknown_loops} loops are not known")
     return "\n".join(lines)
 
   def advice(self) -> str:

@@ -10,6 +10,7 @@ from sora_jax import config as config_lib
 from sora_jax.cli import main
 from sora_jax.errors import UserError
 from sora_jax.plan import estimate, measure, search, topology
+from sora_jax.plan.report import Memory, Plan, Work
 from sora_jax.train import pods, program
 
 SMALL = ("model.layers=4", "model.heads=2", "packing.length=1000", "text.layers=1")
@@ -48,6 +49,7 @@ def test_the_command_prints_one_object(capsys):
   memory = plan["memory"]
   assert memory["peak"] == sum(memory[part] for part in ("params", "optimizer", "activations"))
   assert plan["flops"]["executed"] > plan["flops"]["model"] > 0
+  assert plan["unknown_loops"] == 0
   assert plan["attention_forwards"] == pytest.approx(3.5, abs=0.01)
   assert plan["collectives"]["all-to-all"]["bytes"] > 0  # two heads, traded by two devices
 
@@ -88,6 +90,25 @@ def test_without_a_compiler_it_is_an_estimate(monkeypatch, capsys):
   assert plan.keys() >= KEYS and plan["source"] == "estimated" and plan["cycles"] is None
   assert plan["flops"]["model"] == pytest.approx(16 * 4.89e15, rel=0.01)
   assert not plan["fits"]  # sixteen clips on four chips
+
+
+def test_the_text_names_what_is_assumed_and_what_is_not_known():
+  work = Work(
+    model=1e15, executed=2e15, attention=0.0, forwards=None, padding=None, cycles=None,
+    collectives={"all-reduce": {"count": 3, "bytes": 10**10}}, unknown_loops=2,
+  )  # fmt: skip
+  plan = Plan(
+    config="x", topology="h100:1x8", mode="train", source="compiled", mesh={"data": 8},
+    remat="full",
+    chip=topology.CHIPS["h100"], chips=8, params=10**9, tokens=10, clips=8,
+    memory=Memory(60, 30, 20, 110, 100), work=work, compile_seconds=1.0,
+  )  # fmt: skip
+  text = plan.text(1000)
+  assert "DOES NOT FIT: the weights and their state" in text
+  assert "the rest at 60%" in text and "the trips of 2 loops are not known" in text
+  assert plan.seconds == max(plan.compute_seconds, plan.communication_seconds)
+  assert plan.compute_seconds == pytest.approx(2e15 / (0.6 * 989.4e12))
+  assert plan.communication_seconds == pytest.approx(1e10 / 50e9)
 
 
 def test_only_text_to_video_is_estimated_and_sampled():
