@@ -61,7 +61,7 @@ def test_what_is_kept_is_not_computed_again(remat, forwards):
   target = topology.parse("v5e:1x1")
   plan = measure.measure(small(f"model.remat={remat}"), "small", target)
   assert plan.work.forwards == pytest.approx(forwards, abs=0.01)
-  assert 0 < plan.work.padding < 0.1
+  assert 0 < plan.work.padding < 0.2  # most of it the prompt: 16 pieces in a block of 128
 
 
 @tpu
