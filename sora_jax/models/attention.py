@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,61 +37,85 @@ def visible(
 
 
 def attend(
-  q: Float[Array, "b n k dk"],
-  k: Float[Array, "b m k dk"],
-  v: Float[Array, "b m k dk"],
+  q: Float[Array, "b n kd"],
+  k: Float[Array, "b m kd"],
+  v: Float[Array, "b m kd"],
   q_ids: Int[Array, "b n"],
   kv_ids: Int[Array, "b m"],
   q_block: Int[Array, "b n"] | None = None,
   kv_block: Int[Array, "b m"] | None = None,
-) -> Float[Array, "b n k dk"]:
+  *,
+  heads: int,
+) -> Float[Array, "b n kd"]:
   """Scaled dot-product attention within ids and blocks; softmax in float32.
 
-  A query that sees no key gets 0, and so do the gradients through it (the average of no values is
-  not a number, and padding must not poison a packed sequence).
+  The `heads` heads lie one beside the other, as a projection makes them. A query that sees no key
+  gets 0, and so do the gradients through it (the average of no values is not a number, and padding
+  must not poison a packed sequence).
   """
   seen = visible(q_ids, kv_ids, q_block, kv_block)
+  q, k, v = (split(x, heads) for x in (q, k, v))
   out = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
-  return jnp.where(seen.any(-1)[:, :, None, None], out, jnp.zeros((), out.dtype))
+  return _flat(jnp.where(seen.any(-1)[:, :, None, None], out, 0), out.dtype)
 
 
 def forward(
-  q: Float[Array, "b n k dk"], k: Float[Array, "b m k dk"], v: Float[Array, "b m k dk"], who: Who
-) -> tuple[Float[Array, "b n k dk"], Float[Array, "b k n"]]:
-  """Attention and the logarithm of each query's sum of exponentials, both in float32.
+  q: Float[Array, "b n kd"],
+  k: Float[Array, "b m kd"],
+  v: Float[Array, "b m kd"],
+  who: Who,
+  heads: int,
+  dtype: Any,
+) -> tuple[Float[Array, "b n kd"], Float[Array, "b k n"]]:
+  """Attention, in `dtype`, and the logarithm of each query's sum of exponentials, in float32.
 
-  With the logarithms, attention to parts of the keys can be joined (`parallel/ring.py`).
+  The heads lie one beside the other, as a projection makes them. With the logarithms, attention to
+  parts of the keys can be joined (`parallel/ring.py`).
   """
+  q, k, v = (split(x, heads) for x in (q, k, v))
   scores = _scores(q, k, who)
   top = jnp.max(scores, axis=-1)
   share = jnp.where(scores == UNSEEN, 0.0, jnp.exp(scores - top[..., None]))
   mass = jnp.sum(share, axis=-1)
   found = jnp.where(mass > 0, mass, 1.0)
   out = _product("bknm,bmkd->bnkd", share / found[..., None], v)
-  return out, jnp.where(mass > 0, top + jnp.log(found), UNSEEN)
+  return _flat(out, dtype), jnp.where(mass > 0, top + jnp.log(found), UNSEEN)
 
 
 def backward(
-  q: Float[Array, "b n k dk"],
-  k: Float[Array, "b m k dk"],
-  v: Float[Array, "b m k dk"],
+  q: Float[Array, "b n kd"],
+  k: Float[Array, "b m kd"],
+  v: Float[Array, "b m kd"],
   who: Who,
   lse: Float[Array, "b k n"],
   delta: Float[Array, "b k n"],
-  dout: Float[Array, "b n k dk"],
-) -> tuple[Float[Array, "b n k dk"], Float[Array, "b m k dk"], Float[Array, "b m k dk"]]:
-  """Gradients of queries, keys and values, in float32.
+  dout: Float[Array, "b n kd"],
+  heads: int,
+  dtype: Any,
+) -> tuple[Float[Array, "b n kd"], Float[Array, "b m kd"], Float[Array, "b m kd"]]:
+  """Gradients of queries, keys and values, in `dtype`.
 
   Args:
     lse: of the whole softmax, of which these keys may be a part.
-    delta: sum over dk of output times its gradient, per query.
+    delta: sum over a head of output times its gradient, per query.
   """
+  q, k, v, dout = (split(x, heads) for x in (q, k, v, dout))
   scores = _scores(q, k, who)
   share = jnp.where(scores == UNSEEN, 0.0, jnp.exp(scores - lse[..., None]))
   dv = _product("bknm,bnkd->bmkd", share, dout)
   dscores = share * (_product("bnkd,bmkd->bknm", dout, v) - delta[..., None])
   dscores = dscores * q.shape[-1] ** -0.5
-  return _product("bknm,bmkd->bnkd", dscores, k), _product("bknm,bnkd->bmkd", dscores, q), dv
+  dq, dk = _product("bknm,bmkd->bnkd", dscores, k), _product("bknm,bnkd->bmkd", dscores, q)
+  return _flat(dq, dtype), _flat(dk, dtype), _flat(dv, dtype)
+
+
+def split(x: Float[Array, "b n kd"], heads: int) -> Float[Array, "b n k d"]:
+  """The heads of a projection."""
+  return x.reshape(*x.shape[:2], heads, -1)
+
+
+def _flat(x: Float[Array, "b n k d"], dtype: Any) -> Float[Array, "b n kd"]:
+  return x.reshape(*x.shape[:2], -1).astype(dtype)
 
 
 def _scores(q: Array, k: Array, who: Who) -> Float[Array, "b k n m"]:

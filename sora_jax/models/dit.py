@@ -147,7 +147,7 @@ class DiT(nn.Module):
       x = x + dense("position_in", self.width)(position_features(tokens))
     x = constrain(x, "tokens")
     text = Mlp(self.width, self.width, self.dtype, name="text_in")(tokens.text)
-    text = constrain(text, "text")
+    text = constrain(text, "tokens")
     embedding, modulation = self._time(tokens.cond)
     angles = rope_angles(tokens.positions, tokens.period, self.width // self.heads)
 

@@ -8,7 +8,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from sora_jax.models.patch import rotate
 from sora_jax.parallel.attention import attend
@@ -88,13 +87,13 @@ class Attention(nn.Module):
     source = x if source is None else source
     source_ids = ids if source_ids is None else source_ids
     dense = lambda name: nn.Dense(self.width, dtype=self.dtype, name=name)  # noqa: E731
-    split = lambda y: rearrange(y, "b n (k dk) -> b n k dk", k=self.heads)  # noqa: E731
-    q = split(RMSNorm(self.eps, name="q_norm")(dense("q")(x)))
-    k = split(RMSNorm(self.eps, name="k_norm")(dense("k")(source)))
-    v = split(dense("v")(source))
+    q = RMSNorm(self.eps, name="q_norm")(dense("q")(x))
+    k = RMSNorm(self.eps, name="k_norm")(dense("k")(source))
+    v = dense("v")(source)
     if angles is not None:
       q, k = rotate(q, angles), rotate(k, angles)
-    q = constrain(q, "heads")
-    k, v = (constrain(y, "text_heads" if cross else "heads") for y in (k, v))
-    out = attend(q, k, v, ids, source_ids, block, block, kernel=self.kernel, cross=cross)
-    return dense("out")(rearrange(out, "b n k dk -> b n (k dk)"))
+    q, k, v = (constrain(y, "hidden") for y in (q, k, v))
+    out = attend(
+      q, k, v, ids, source_ids, block, block, heads=self.heads, kernel=self.kernel, cross=cross
+    )
+    return dense("out")(out)

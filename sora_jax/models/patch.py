@@ -73,9 +73,16 @@ def rope_angles(
   return jnp.concatenate(angles, axis=-1)
 
 
-def rotate(x: Float[Array, "b n k dk"], angles: Float[Array, "b n half"]) -> Array:
-  """Rotates interleaved channel pairs (2i, 2i + 1) of every head by their angles, in float32."""
-  cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
-  even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
-  turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-  return turned.reshape(x.shape).astype(x.dtype)
+def rotate(x: Float[Array, "b n kd"], angles: Float[Array, "b n half"]) -> Float[Array, "b n kd"]:
+  """Rotates interleaved channel pairs (2i, 2i + 1) of every head by their angles, in float32.
+
+  The pairs are swapped by a product with a matrix of 0, 1 and -1, which is exact in any precision:
+  on TPUs, picking every second channel costs more than the projection that made them.
+  """
+  cos, sin = (jnp.repeat(f(angles), 2, axis=-1)[:, :, None] for f in (jnp.cos, jnp.sin))
+  width = cos.shape[-1]
+  swap = np.kron(np.eye(width // 2), [[0, 1], [-1, 0]])
+  heads = x.reshape(*x.shape[:2], -1, width)
+  other = jnp.einsum("bnkd,de->bnke", heads, swap.astype(x.dtype), precision="highest")
+  turned = heads.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin
+  return turned.astype(x.dtype).reshape(x.shape)

@@ -24,9 +24,11 @@ from sora_jax.errors import UserError
 from sora_jax.models import attention as xla
 from sora_jax.models.attention import Who
 from sora_jax.parallel import flash
-from sora_jax.parallel.ring import Kernel, Ring, attention
-from sora_jax.parallel.sharding import ACTIVATIONS, fit_spec
+from sora_jax.parallel.ring import Kernel, Ring, Trade, Way, attention
+from sora_jax.parallel.sharding import BATCH, fit_spec
 from sora_jax.typing import Array, Float, Int
+
+HEADS = P(BATCH, "context", "tensor", None)  # b n k d
 
 KERNELS = {
   "xla": Kernel("xla", xla.forward, xla.backward),
@@ -40,18 +42,19 @@ KERNELS = {
 
 
 def attend(
-  q: Float[Array, "b n k dk"],
-  k: Float[Array, "b m k dk"],
-  v: Float[Array, "b m k dk"],
+  q: Float[Array, "b n kd"],
+  k: Float[Array, "b m kd"],
+  v: Float[Array, "b m kd"],
   q_ids: Int[Array, "b n"],
   kv_ids: Int[Array, "b m"],
   q_block: Int[Array, "b n"] | None = None,
   kv_block: Int[Array, "b m"] | None = None,
   *,
+  heads: int,
   kernel: str = "auto",
   ulysses: int = 0,
   cross: bool = False,
-) -> Float[Array, "b n k dk"]:
+) -> Float[Array, "b n kd"]:
   """Attention within ids and blocks, as `models.attention.attend` defines it, on any mesh.
 
   Args:
@@ -66,14 +69,14 @@ def attend(
   mesh = jax.sharding.get_abstract_mesh()
   alone = mesh.empty or mesh.size == 1
   if name == "xla" and (alone or cross or mesh.shape["context"] == 1):
-    return xla.attend(q, k, v, q_ids, kv_ids, q_block, kv_block)
+    return xla.attend(q, k, v, q_ids, kv_ids, q_block, kv_block, heads=heads)
   blocks = (jnp.zeros_like(q_ids), jnp.zeros_like(kv_ids))
   if q_block is not None and kv_block is not None:
     blocks = q_block, kv_block
   who = Who(q_ids, kv_ids, *blocks)
   if alone:
-    return attention(KERNELS[name], None, q, k, v, who)
-  return _on_mesh(mesh, KERNELS[name], ulysses, cross, q, k, v, who)
+    return attention(Way(KERNELS[name], heads), q, k, v, who)
+  return _on_mesh(mesh, KERNELS[name], heads, ulysses, cross, q, k, v, who)
 
 
 def choose(kernel: str) -> str:
@@ -106,46 +109,29 @@ def neighbours(heads: int, context: int, asked: int = 0) -> int:
 
 
 def _on_mesh(
-  mesh: AbstractMesh, kernel: Kernel, ulysses: int, cross: bool, q: Array, k: Array, v: Array,
-  who: Who,
+  mesh: AbstractMesh, kernel: Kernel, heads: int, ulysses: int, cross: bool, q: Array, k: Array,
+  v: Array, who: Who,
 ) -> Array:  # fmt: skip
   context, length = mesh.shape["context"], q.shape[1]
   q, q_ids, q_block = _fill((q, who.q_ids, who.q_block), context)
   kv = (k, v, who.kv_ids, who.kv_block)
   k, v, kv_ids, kv_block = kv if cross else _fill(kv, context)
 
-  batch, _, tensor, _ = fit_spec(ACTIVATIONS["heads"], q.shape, mesh)
+  batch, _, tensor, _ = fit_spec(HEADS, (*q.shape[:2], heads, 1), mesh)
   ids: Any = P(batch, "context"), P(batch, None if cross else "context")
   queries, keys = (P(*spec, tensor) for spec in ids)
-  heads = q.shape[2] // (mesh.shape["tensor"] if tensor else 1)
+  heads //= mesh.shape["tensor"] if tensor else 1
   group = 1 if cross else neighbours(heads, context, ulysses)
   ring = None if cross or group == context else Ring("context", context // group, group)
+  trade = None if group == 1 else Trade("context", context, group)
   split = jax.shard_map(
-    functools.partial(_local, kernel, ring, group, context),
+    functools.partial(attention, Way(kernel, heads, ring, trade)),
     mesh=mesh,
     in_specs=(queries, keys, keys, Who(*ids, *ids)),
     out_specs=queries,
     check_vma=False,
   )
   return split(q, k, v, Who(q_ids, kv_ids, q_block, kv_block))[:, :length]
-
-
-def _local(
-  kernel: Kernel, ring: Ring | None, group: int, context: int, q: Array, k: Array, v: Array,
-  who: Who,
-) -> Array:  # fmt: skip
-  if group == 1:
-    return attention(kernel, ring, q, k, v, who)
-  groups = [list(range(start, start + group)) for start in range(0, context, group)]
-  trade = functools.partial(
-    jax.lax.all_to_all, axis_name="context", axis_index_groups=groups, tiled=True
-  )
-  gather = functools.partial(
-    jax.lax.all_gather, axis_name="context", axis=1, axis_index_groups=groups, tiled=True
-  )
-  q, k, v = (trade(x, split_axis=2, concat_axis=1) for x in (q, k, v))
-  out = attention(kernel, ring, q, k, v, Who(*map(gather, who)))
-  return trade(out, split_axis=1, concat_axis=2)
 
 
 def _fill(arrays: tuple[Array, ...], multiple: int) -> Any:

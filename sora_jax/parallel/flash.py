@@ -12,6 +12,7 @@ are told from the ranges of the ids, so a packed sequence costs about what its s
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sora_jax.models.attention import UNSEEN, Who
+from sora_jax.models.attention import UNSEEN, Who, split
 from sora_jax.typing import Array, Float, Int
 
 LANES = 128
@@ -42,116 +43,112 @@ def block_size(length: int) -> int:
 
 
 def forward(
-  q: Float[Array, "b n k dk"],
-  k: Float[Array, "b m k dk"],
-  v: Float[Array, "b m k dk"],
+  q: Float[Array, "b n kd"],
+  k: Float[Array, "b m kd"],
+  v: Float[Array, "b m kd"],
   who: Who,
+  heads: int,
+  dtype: Any,
   interpret: bool = False,
-) -> tuple[Float[Array, "b n k dk"], Float[Array, "b k n"]]:
-  """Attention and the logarithm of each query's sum of exponentials, both in float32.
+) -> tuple[Float[Array, "b n kd"], Float[Array, "b k n"]]:
+  """Attention, in `dtype`, and the logarithm of each query's sum of exponentials, in float32.
 
   Args:
     interpret: run the kernel on any backend, slowly: for tests.
   """
-  sizes = block_size(q.shape[1]), block_size(k.shape[1])
-  padded, who = _pad(sizes, (q * (LOG2E * q.shape[-1] ** -0.5)).astype(q.dtype), k, v, who=who)
-  q_, k_, v_ = padded
-  (b, h, n, d), m = q_.shape, k_.shape[2]
-  queries, keys = n // sizes[0], m // sizes[1]
-  q_spec, k_spec, row, row_ids, column_ids = _specs(sizes, d, query=2)
-  ids = (row_ids, row_ids, column_ids, column_ids)
-  column = pl.BlockSpec((1, 1, d, sizes[1]), lambda b, h, i, j, *_: (b, h, 0, j))
-  across = pl.BlockSpec((1, 1, d, sizes[0]), lambda b, h, i, j, *_: (b, h, 0, i))
+  cut = _Cut.of(q, k, heads)
+  q_spec, k_spec, row, ids = cut.specs(query=2)
+  q, k, v = (cut.lay(x) for x in (cut.scaled(q), k, v))
+  size = cut.sizes[0]
   out, lse = pl.pallas_call(
-    functools.partial(_forward_kernel, last=keys - 1),
+    functools.partial(_forward_kernel, cut),
     out_shape=(
-      jax.ShapeDtypeStruct((b, h, d, n), jnp.float32),
-      jax.ShapeDtypeStruct((b, h, 1, n), jnp.float32),
+      jax.ShapeDtypeStruct(q.shape, dtype),
+      jax.ShapeDtypeStruct((q.shape[0], heads, 1, q.shape[1]), jnp.float32),
     ),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
-      grid=(b, h, queries, keys),
-      in_specs=[q_spec, k_spec, column, *ids],
-      out_specs=(across, row),
-      scratch_shapes=[pltpu.VMEM((d, sizes[0]), jnp.float32)]
-      + [pltpu.VMEM((1, sizes[0]), jnp.float32)] * 2,
+      grid=(q.shape[0], heads, *cut.counts),
+      in_specs=[*ids, q_spec, k_spec, k_spec],
+      out_specs=(q_spec, row),
+      scratch_shapes=[pltpu.VMEM((cut.lanes, size), jnp.float32)]
+      + [pltpu.VMEM((1, size), jnp.float32)] * 2,
     ),
-    cost_estimate=_cost(2, q_, k_),
+    cost_estimate=cut.cost(2, q),
     compiler_params=_params("parallel", "parallel", "parallel", "arbitrary"),
     interpret=interpret,
     name="attention_forward",
-  )(_states(who, sizes), q_, k_, jnp.swapaxes(v_, 2, 3), *_columns(who))
-  length = q.shape[1]
-  return jnp.moveaxis(out, 3, 1)[:, :length], lse[:, :, 0, :length]
+  )(*cut.ids(who), q, k, v)
+  return cut.take(out, 0), lse[:, :, 0, : cut.lengths[0]]
 
 
 def backward(
-  q: Float[Array, "b n k dk"],
-  k: Float[Array, "b m k dk"],
-  v: Float[Array, "b m k dk"],
+  q: Float[Array, "b n kd"],
+  k: Float[Array, "b m kd"],
+  v: Float[Array, "b m kd"],
   who: Who,
   lse: Float[Array, "b k n"],
   delta: Float[Array, "b k n"],
-  dout: Float[Array, "b n k dk"],
+  dout: Float[Array, "b n kd"],
+  heads: int,
+  dtype: Any,
   interpret: bool = False,
-) -> tuple[Float[Array, "b n k dk"], Float[Array, "b m k dk"], Float[Array, "b m k dk"]]:
-  """Gradients of queries, keys and values, in float32.
+) -> tuple[Float[Array, "b n kd"], Float[Array, "b m kd"], Float[Array, "b m kd"]]:
+  """Gradients of queries, keys and values, in `dtype`.
 
   Args:
     lse: of the whole softmax, of which these keys may be a part.
-    delta: sum over dk of output times its gradient, per query.
+    delta: sum over a head of output times its gradient, per query.
   """
-  most = QUERIES // (4 * max(q.shape[-1], LANES))
+  most = QUERIES // (4 * _Cut.of(q, k, heads).lanes)
   if q.shape[1] <= most:
-    return _backward(q, k, v, who, lse, delta, dout, interpret)
-  cuts = [slice(start, start + most) for start in range(0, q.shape[1], most)]
+    return _backward(q, k, v, who, lse, delta, dout, heads, dtype, interpret)
   parts = []
-  for cut in cuts:
-    part = Who(who.q_ids[:, cut], who.kv_ids, who.q_block[:, cut], who.kv_block)
-    rows = lse[..., cut], delta[..., cut], dout[:, cut]
-    parts.append(_backward(q[:, cut], k, v, part, *rows, interpret))
+  for start in range(0, q.shape[1], most):
+    at = slice(start, start + most)
+    part = Who(who.q_ids[:, at], who.kv_ids, who.q_block[:, at], who.kv_block)
+    rows = lse[..., at], delta[..., at], dout[:, at]
+    parts.append(_backward(q[:, at], k, v, part, *rows, heads, jnp.float32, interpret))
   dq, dk, dv = zip(*parts, strict=True)
-  return jnp.concatenate(dq, 1), sum(dk[1:], dk[0]), sum(dv[1:], dv[0])
+  sums = (sum(some[1:], some[0]).astype(dtype) for some in (dk, dv))
+  return jnp.concatenate(dq, 1).astype(dtype), *sums
 
 
 def _backward(
-  q: Array, k: Array, v: Array, who: Who, lse: Array, delta: Array, dout: Array, interpret: bool
-) -> Any:
-  scale = q.shape[-1] ** -0.5
-  sizes = block_size(q.shape[1]), block_size(k.shape[1])
-  scaled = (q * (LOG2E * scale)).astype(q.dtype)
-  length, keys = q.shape[1], k.shape[1]
-  (q_, k_, v_, dout_), who = _pad(sizes, scaled, k, v, dout.astype(q.dtype), who=who)
-  (b, h, n, d), m = q_.shape, k_.shape[2]
-  rest = ((0, 0), (0, 0), (0, n - length))
-  lse_, delta_ = (jnp.pad(x, rest)[:, :, None] for x in (lse * LOG2E, delta))
-  q_spec, k_spec, row, row_ids, column_ids = _specs(sizes, d, query=3)
-  ids = (row_ids, row_ids, column_ids, column_ids)
-  # All queries of one head, revisited by every block of keys: written back once.
-  whole = pl.BlockSpec(
-    (1, 1, n, d), lambda b, h, j, i, *_: (b, h, 0, 0), pipeline_mode=pl.Buffered(1)
+  q: Array, k: Array, v: Array, who: Who, lse: Array, delta: Array, dout: Array, heads: int,
+  dtype: Any, interpret: bool,
+) -> Any:  # fmt: skip
+  cut = _Cut.of(q, k, heads)
+  q_spec, k_spec, row, ids = cut.specs(query=3)
+  q, dout, k, v = (cut.lay(x) for x in (cut.scaled(q), dout.astype(q.dtype), k, v))
+  (queries, keys), (size, k_size) = cut.counts, cut.sizes
+  # The queries' gradient is whole when the last keys have passed: only then do its blocks go out.
+  dq_spec = pl.BlockSpec(
+    q_spec.block_shape, lambda b, h, j, i, *_: (b, jnp.where(j == keys - 1, i, 0), h)
   )
   dq, dk, dv = pl.pallas_call(
-    functools.partial(_backward_kernel, size=sizes[0]),
-    out_shape=[jax.ShapeDtypeStruct((b, h, x, d), jnp.float32) for x in (n, m, m)],
+    functools.partial(_backward_kernel, cut),
+    out_shape=[jax.ShapeDtypeStruct(x.shape, dtype) for x in (q, k, v)],
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
-      grid=(b, h, m // sizes[1], n // sizes[0]),
-      in_specs=[q_spec, k_spec, k_spec, q_spec, row, row, *ids],
-      out_specs=(whole, k_spec, k_spec),
+      grid=(q.shape[0], heads, keys, queries),
+      in_specs=[*ids, q_spec, k_spec, k_spec, q_spec, row, row],
+      out_specs=(dq_spec, k_spec, k_spec),
+      scratch_shapes=[
+        pltpu.VMEM((rows, cut.lanes), jnp.float32) for rows in (queries * size, k_size, k_size)
+      ],
     ),
-    cost_estimate=_cost(5, q_, k_),
+    cost_estimate=cut.cost(5, q),
     compiler_params=_params("parallel", "parallel", "arbitrary", "arbitrary"),
     interpret=interpret,
     name="attention_backward",
-  )(_states(who, sizes), q_, k_, v_, dout_, lse_, delta_, *_columns(who))
-  dq, dk, dv = (jnp.moveaxis(x, 1, 2) for x in (dq, dk, dv))
-  return dq[:, :length] * scale, dk[:, :keys] / LOG2E, dv[:, :keys]
+  )(*cut.ids(who), q, k, v, dout, (lse * LOG2E)[:, :, None], delta[:, :, None])
+  return cut.take(dq, 0), cut.take(dk, 1), cut.take(dv, 1)
 
 
 def _forward_kernel(
-  state: Any, q: Any, k: Any, vt: Any, q_ids: Any, q_block: Any, kv_ids: Any, kv_block: Any,
-  out: Any, lse: Any, total: Any, top: Any, mass: Any, *, last: int,
+  cut: _Cut, state: Any, q_ids: Any, q_block: Any, kv_ids: Any, kv_block: Any, q: Any, k: Any,
+  v: Any, out: Any, lse: Any, total: Any, top: Any, mass: Any,
 ) -> None:  # fmt: skip
   b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
 
@@ -162,9 +159,9 @@ def _forward_kernel(
     mass[...] = jnp.zeros_like(mass)
 
   def step(masked: bool) -> None:
-    scores = _dot(k[0, 0], q[0, 0], NT)
+    scores, values = _dot(k[0], q[0], NT), v[0]
     if masked:
-      seen = _seen(q_ids, q_block, kv_ids, kv_block)
+      seen, values = _seen(q_ids, q_block, kv_ids, kv_block), cut.real(values, 1, j)
       scores = jnp.where(seen, scores, UNSEEN)
     highest = jnp.maximum(top[...], jnp.max(scores, 0, keepdims=True))
     share = jnp.exp2(scores - highest)
@@ -172,47 +169,159 @@ def _forward_kernel(
       share = jnp.where(seen, share, 0.0)
     shrink = jnp.exp2(top[...] - highest)
     mass[...] = mass[...] * shrink + jnp.sum(share, 0, keepdims=True)
-    total[...] = total[...] * shrink + _dot(vt[0, 0], share.astype(vt.dtype))
+    total[...] = total[...] * shrink + _dot(values, share.astype(values.dtype), TN)
     top[...] = highest
 
   pl.when(state[b, i, j] == 1)(lambda: step(True))
   pl.when(state[b, i, j] == 2)(lambda: step(False))
 
-  @pl.when(j == last)
+  @pl.when(j == cut.counts[1] - 1)
   def _() -> None:
     found = mass[...] > 0
-    out[0, 0] = total[...] / jnp.where(found, mass[...], 1.0)
+    average = total[...] / jnp.where(found, mass[...], 1.0)
+    out[0] = jnp.swapaxes(average, 0, 1).astype(out.dtype)
     logarithm = top[...] + jnp.log2(jnp.where(found, mass[...], 1.0))
     lse[0, 0] = jnp.where(found, logarithm / LOG2E, UNSEEN)
 
 
 def _backward_kernel(
-  state: Any, q: Any, k: Any, v: Any, dout: Any, lse: Any, delta: Any, q_ids: Any, q_block: Any,
-  kv_ids: Any, kv_block: Any, dq: Any, dk: Any, dv: Any, *, size: int,
+  cut: _Cut, state: Any, q_ids: Any, q_block: Any, kv_ids: Any, kv_block: Any, q: Any, k: Any,
+  v: Any, dout: Any, lse: Any, delta: Any, dq: Any, dk: Any, dv: Any, dq_sum: Any, dk_sum: Any,
+  dv_sum: Any,
 ) -> None:  # fmt: skip
   b, j, i = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+  rows = pl.ds(pl.multiple_of(i * cut.sizes[0], cut.sizes[0]), cut.sizes[0])
 
-  @pl.when((i == 0) & (j == 0))
+  @pl.when(j == 0)
   def _() -> None:
-    dq[...] = jnp.zeros_like(dq)
+    dq_sum[rows] = jnp.zeros_like(dq_sum[rows])
 
   @pl.when(i == 0)
   def _() -> None:
-    dk[...] = jnp.zeros_like(dk)
-    dv[...] = jnp.zeros_like(dv)
+    dk_sum[...] = jnp.zeros_like(dk_sum)
+    dv_sum[...] = jnp.zeros_like(dv_sum)
 
   def step(masked: bool) -> None:
-    share = jnp.exp2(_dot(k[0, 0], q[0, 0], NT) - lse[0, 0])
-    share = jnp.where(_seen(q_ids, q_block, kv_ids, kv_block), share, 0.0) if masked else share
-    dv[0, 0] += _dot(share.astype(dout.dtype), dout[0, 0])
-    dscores = share * (_dot(v[0, 0], dout[0, 0], NT) - delta[0, 0])
-    dscores = dscores.astype(q.dtype)
-    dk[0, 0] += _dot(dscores, q[0, 0])
-    rows = pl.ds(pl.multiple_of(i * size, size), size)
-    dq[0, 0, rows] += _dot(dscores, k[0, 0], TN)
+    q_, k_, dout_ = q[0], k[0], dout[0]
+    share = jnp.exp2(_dot(k_, q_, NT) - lse[0, 0])
+    dscores = share * (_dot(v[0], dout_, NT) - delta[0, 0])
+    if masked:
+      seen = _seen(q_ids, q_block, kv_ids, kv_block)
+      share, dscores = jnp.where(seen, share, 0.0), jnp.where(seen, dscores, 0.0)
+      q_, dout_, k_ = cut.real(q_, 0, i), cut.real(dout_, 0, i), cut.real(k_, 1, j)
+    dscores = dscores.astype(q_.dtype)
+    dv_sum[...] += _dot(share.astype(q_.dtype), dout_)
+    dk_sum[...] += _dot(dscores, q_)
+    dq_sum[rows] += _dot(dscores, k_, TN)
 
   pl.when(state[b, i, j] == 1)(lambda: step(True))
   pl.when(state[b, i, j] == 2)(lambda: step(False))
+
+  @pl.when(i == cut.counts[0] - 1)
+  def _() -> None:
+    dk[0] = (dk_sum[...] / LOG2E).astype(dk.dtype)
+    dv[0] = dv_sum[...].astype(dv.dtype)
+
+  @pl.when(j == cut.counts[1] - 1)
+  def _() -> None:
+    dq[0] = (dq_sum[rows] * cut.width**-0.5).astype(dq.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+  """How arrays `b n kd` are cut into blocks: some tokens of one head. The last may reach beyond.
+
+  Attributes:
+    lengths, sizes: tokens, and those of a block, of queries and of keys. heads, width: of a head.
+  """
+
+  lengths: tuple[int, int]
+  sizes: tuple[int, int]
+  heads: int
+  width: int
+
+  @classmethod
+  def of(cls, q: Array, k: Array, heads: int) -> _Cut:
+    lengths = q.shape[1], k.shape[1]
+    return cls(
+      lengths, (block_size(lengths[0]), block_size(lengths[1])), heads, q.shape[2] // heads
+    )
+
+  @property
+  def lanes(self) -> int:
+    """A head's channels as they lie in memory."""
+    return -(-self.width // LANES) * LANES
+
+  @property
+  def counts(self) -> tuple[int, int]:
+    """Blocks of queries and of keys."""
+    queries, keys = (-(-n // size) for n, size in zip(self.lengths, self.sizes, strict=True))
+    return queries, keys
+
+  def scaled(self, q: Array) -> Array:
+    """Queries whose products are exponents of 2."""
+    return (q * (LOG2E * self.width**-0.5)).astype(q.dtype)
+
+  def lay(self, x: Array) -> Array:
+    """With heads of whole lanes, and at least one block of tokens."""
+    tokens = max(0, min(BLOCKS) - x.shape[1])
+    if self.lanes == self.width and not tokens:
+      return x
+    pads = ((0, 0), (0, tokens), (0, 0), (0, self.lanes - self.width))
+    return jnp.pad(split(x, self.heads), pads).reshape(x.shape[0], x.shape[1] + tokens, -1)
+
+  def take(self, x: Array, which: int) -> Array:
+    """The way back, for queries (0) or keys (1)."""
+    x = x[:, : self.lengths[which]]
+    if self.lanes == self.width:
+      return x
+    return split(x, self.heads)[..., : self.width].reshape(*x.shape[:2], -1)
+
+  def real(self, x: Array, which: int, block: Array) -> Array:
+    """A block of queries (0) or keys (1), with 0 for what lies beyond the last of them."""
+    length, size = self.lengths[which], self.sizes[which]
+    if length % size == 0:
+      return x
+    at = block * size + jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    return jnp.where(at < length, x, jnp.zeros_like(x))
+
+  def ids(self, who: Who) -> tuple[Array, ...]:
+    """The state of each pair of blocks, and ids and blocks as rows; beyond the last, id 0."""
+    ends = [count * size for count, size in zip(self.counts, self.sizes, strict=True)]
+    rows = Who(
+      *(
+        jnp.pad(x, ((0, 0), (0, end - x.shape[1])))
+        for x, end in zip(who, (*ends, *ends), strict=True)
+      )
+    )
+    order = rows.q_ids, rows.q_block, rows.kv_ids, rows.kv_block
+    return _states(rows, self.sizes), *(x[:, None] for x in order)
+
+  def specs(self, query: int) -> tuple[Any, Any, Any, tuple[Any, ...]]:
+    """Block specs of a query, a key, a row of numbers of queries, and of `ids`.
+
+    Args:
+      query: which of the grid's axes walks the queries, 2 or 3; the other one walks the keys.
+    """
+    key, (size, k_size) = 5 - query, self.sizes
+    q_ids = pl.BlockSpec((1, 1, size), lambda *at: (at[0], 0, at[query]))
+    k_ids = pl.BlockSpec((1, 1, k_size), lambda *at: (at[0], 0, at[key]))
+    return (
+      pl.BlockSpec((1, size, self.lanes), lambda *at: (at[0], at[query], at[1])),
+      pl.BlockSpec((1, k_size, self.lanes), lambda *at: (at[0], at[key], at[1])),
+      pl.BlockSpec((1, 1, 1, size), lambda *at: (at[0], at[1], 0, at[query])),
+      (q_ids, q_ids, k_ids, k_ids),
+    )
+
+  def cost(self, products: int, q: Array) -> pl.CostEstimate:
+    """Of so many products between all queries and all keys; what is skipped is not known here."""
+    n, m = (count * size for count, size in zip(self.counts, self.sizes, strict=True))
+    rows = q.shape[0] * self.heads
+    return pl.CostEstimate(
+      flops=2 * products * rows * n * m * self.width,
+      transcendentals=rows * n * m,
+      bytes_accessed=rows * self.lanes * (n + m) * products * q.dtype.itemsize,
+    )
 
 
 def _dot(x: Array, y: Array, axes: Any = (((1,), (0,)), ((), ()))) -> Array:
@@ -223,8 +332,12 @@ def _dot(x: Array, y: Array, axes: Any = (((1,), (0,)), ((), ()))) -> Array:
 
 def _seen(q_ids: Any, q_block: Any, kv_ids: Any, kv_block: Any) -> Array:
   """Keys down, queries across."""
-  same = (kv_ids[0] == q_ids[0]) & (kv_ids[0] > 0)
-  return same & (kv_block[0] <= q_block[0])
+  keys, block = (_column(x[0]) for x in (kv_ids, kv_block))
+  return (keys == q_ids[0]) & (keys > 0) & (block <= q_block[0])
+
+
+def _column(row: Array) -> Array:
+  return jnp.swapaxes(jnp.broadcast_to(row, (LANES, row.shape[1])), 0, 1)[:, :1]
 
 
 def _states(who: Who, sizes: tuple[int, int]) -> Int[Array, "b i j"]:
@@ -243,52 +356,6 @@ def _states(who: Who, sizes: tuple[int, int]) -> Int[Array, "b i j"]:
   some = (low <= kv_high) & (kv_low <= high) & (kv_high > 0) & (kv_first <= last)
   one = (low == high) & (kv_low == kv_high) & (low == kv_low) & (kv_low > 0)
   return some.astype(jnp.int32) + (one & (kv_last <= first)).astype(jnp.int32)
-
-
-def _pad(sizes: tuple[int, int], q: Array, k: Array, v: Array, *rest: Array, who: Who) -> Any:
-  """Arrays as `b k n dk`, and ids, padded to whole blocks; padding has id 0."""
-  q_pad, k_pad = (-q.shape[1] % sizes[0], -k.shape[1] % sizes[1])
-
-  def lay(x: Array, pad: int) -> Array:
-    return jnp.pad(jnp.moveaxis(x, 2, 1), ((0, 0), (0, 0), (0, pad), (0, 0)))
-
-  pads = (q_pad, k_pad, k_pad, *[q_pad] * len(rest))
-  padded = [lay(x, pad) for x, pad in zip((q, k, v, *rest), pads, strict=True)]
-  ids = [jnp.pad(x, ((0, 0), (0, p))) for x, p in zip(who, (q_pad, k_pad) * 2, strict=True)]
-  return padded, Who(*ids)
-
-
-def _columns(who: Who) -> tuple[Array, ...]:
-  """Ids and blocks of the queries as rows, of the keys as columns."""
-  return who.q_ids[:, None], who.q_block[:, None], who.kv_ids[..., None], who.kv_block[..., None]
-
-
-def _specs(sizes: tuple[int, int], d: int, query: int) -> Any:
-  """Block specs of a query, a key, a row of numbers, a row and a column of ids.
-
-  Args:
-    query: which of the grid's axes walks the queries, 2 or 3; the other one walks the keys.
-  """
-  key = 5 - query
-  return (
-    pl.BlockSpec((1, 1, sizes[0], d), lambda *at: (at[0], at[1], at[query], 0)),
-    pl.BlockSpec((1, 1, sizes[1], d), lambda *at: (at[0], at[1], at[key], 0)),
-    pl.BlockSpec((1, 1, 1, sizes[0]), lambda *at: (at[0], at[1], 0, at[query])),
-    pl.BlockSpec((1, 1, sizes[0]), lambda *at: (at[0], 0, at[query])),
-    pl.BlockSpec((1, sizes[1], 1), lambda *at: (at[0], at[key], 0)),
-  )
-
-
-def _cost(products: int, q: Array, k: Array) -> pl.CostEstimate:
-  """Of so many products between all queries and all keys; what is skipped is not known here."""
-  (b, h, n, d), m = q.shape, k.shape[2]
-  pairs = b * h * n * m
-  moved = b * h * d * (n + m) * products
-  return pl.CostEstimate(
-    flops=2 * products * pairs * d,
-    transcendentals=pairs,
-    bytes_accessed=moved * q.dtype.itemsize,
-  )
 
 
 def _params(*semantics: Any) -> pltpu.CompilerParams:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sora_jax.models.attention import SAVED, Who
+from sora_jax.models.attention import SAVED, Who, split
 from sora_jax.typing import Array, Float
 
 
@@ -45,28 +45,100 @@ class Ring:
     return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, pairs), tree)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def attention(
-  kernel: Kernel,
-  ring: Ring | None,
-  q: Float[Array, "b n k dk"],
-  k: Float[Array, "b m k dk"],
-  v: Float[Array, "b m k dk"],
-  who: Who,
-) -> Float[Array, "b n k dk"]:
-  """Attention of this device's queries to the keys and values of all devices of its ring.
+@dataclasses.dataclass(frozen=True)
+class Trade:
+  """Tokens for heads, among `group` neighbours of the `size` devices of the mesh axis `axis`."""
 
-  Within `shard_map`; without a ring, to its own. A query that sees no key gets 0.
+  axis: str
+  size: int
+  group: int
+
+  def heads(self, x: Array) -> Array:
+    """Some heads of the tokens of all neighbours, from all heads of some: b n kd -> b (g n) kd/g"""
+    parts = self._exchange(jnp.stack(jnp.split(x, self.group, axis=2)))
+    return jnp.concatenate(parts, axis=1)
+
+  def tokens(self, x: Array) -> Array:
+    """The way back: b (g n) kd/g -> b n kd"""
+    parts = self._exchange(jnp.stack(jnp.split(x, self.group, axis=1)))
+    return jnp.concatenate(parts, axis=2)
+
+  def gather(self, x: Array) -> Array:
+    """What all neighbours have, along the tokens."""
+    return jax.lax.all_gather(x, self.axis, axis=1, axis_index_groups=self._groups, tiled=True)
+
+  def _exchange(self, parts: Array) -> Array:
+    """One part to each neighbour, one from each: whole slabs, which needs no transposition."""
+    return jax.lax.all_to_all(parts, self.axis, 0, 0, axis_index_groups=self._groups, tiled=True)
+
+  @property
+  def _groups(self) -> list[list[int]]:
+    starts = range(0, self.size, self.group)
+    return [list(range(start, start + self.group)) for start in starts]
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+  """How attention is computed: by which kernel, and how split sequences are brought together.
+
+  Attributes:
+    heads: of the arrays on a device. ring, trade: None where there is none.
   """
-  return _forward(kernel, ring, q, k, v, who)[0]
+
+  kernel: Kernel
+  heads: int
+  ring: Ring | None = None
+  trade: Trade | None = None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attention(
+  way: Way,
+  q: Float[Array, "b n kd"],
+  k: Float[Array, "b m kd"],
+  v: Float[Array, "b m kd"],
+  who: Who,
+) -> Float[Array, "b n kd"]:
+  """Attention of this device's queries to the keys and values of all devices it works with.
+
+  Within `shard_map`; without ring and trade, to its own. A query that sees no key gets 0.
+  """
+  return _save(way, q, k, v, who)[0]
+
+
+def _save(way: Way, q: Array, k: Array, v: Array, who: Who) -> Any:
+  trade, heads = way.trade, way.heads
+  if trade is not None:
+    q, k, v = (trade.heads(x) for x in (q, k, v))
+    who, heads = Who(*map(trade.gather, who)), heads // trade.group
+  out, lse = _forward(way.kernel, heads, way.ring, q, k, v, who)
+  out = out if trade is None else trade.tokens(out)
+  # Named behind the trade: kept, the output serves the layer that reads it too.
+  out, lse = checkpoint_name(out, SAVED), checkpoint_name(lse, SAVED)
+  return out, (q, k, v, who, out, lse)
+
+
+def _backward(way: Way, saved: Any, dout: Array) -> Any:
+  q, k, v, who, out, lse = saved
+  trade, heads = way.trade, way.heads
+  both = out.astype(jnp.float32) * dout.astype(jnp.float32)
+  delta = split(both, heads).sum(-1)
+  if trade is not None:
+    dout, delta, heads = trade.heads(dout), trade.heads(delta), heads // trade.group
+  delta = jnp.swapaxes(delta, 1, 2)
+  grads = _gradients(way.kernel, heads, way.ring, q, k, v, who, lse, delta, dout)
+  home = trade.tokens if trade else lambda x: x
+  return *(home(grad.astype(q.dtype)) for grad in grads), None
+
+
+attention.defvjp(_save, _backward)
 
 
 def _forward(
-  kernel: Kernel, ring: Ring | None, q: Array, k: Array, v: Array, who: Who
+  kernel: Kernel, heads: int, ring: Ring | None, q: Array, k: Array, v: Array, who: Who
 ) -> tuple[Array, Array]:
   if ring is None:
-    out, lse = kernel.forward(q, k, v, who)
-    return out.astype(q.dtype), lse
+    return kernel.forward(q, k, v, who, heads, q.dtype)
 
   def step(carry: Any, _: Any) -> tuple[Any, None]:
     streams, joined = carry
@@ -75,7 +147,7 @@ def _forward(
 
   def part(streams: Any) -> tuple[Array, Array]:
     k, v, *ids = whole(streams)
-    return kernel.forward(q, k, v, against(who, ids))
+    return kernel.forward(q, k, v, against(who, ids), heads, jnp.float32)
 
   streams = halves((k, v, who.kv_ids, who.kv_block))
   carry = (travel(ring, streams), part(streams))
@@ -84,40 +156,32 @@ def _forward(
   return out.astype(q.dtype), lse
 
 
-def _save(kernel: Kernel, ring: Ring | None, q: Array, k: Array, v: Array, who: Who) -> Any:
-  out, lse = (checkpoint_name(x, SAVED) for x in _forward(kernel, ring, q, k, v, who))
-  return out, (q, k, v, who, out, lse)
-
-
-def _backward(kernel: Kernel, ring: Ring | None, saved: Any, dout: Array) -> Any:
-  q, k, v, who, out, lse = saved
-  delta = jnp.einsum("bnkd,bnkd->bkn", out.astype(jnp.float32), dout.astype(jnp.float32))
+def _gradients(
+  kernel: Kernel, heads: int, ring: Ring | None, q: Array, k: Array, v: Array, who: Who,
+  lse: Array, delta: Array, dout: Array,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+  if ring is None:
+    return kernel.backward(q, k, v, who, lse, delta, dout, heads, q.dtype)
 
   def part(streams: Any) -> tuple[Array, Any]:
     k, v, *ids = whole(streams)
-    dq, dk, dv = kernel.backward(q, k, v, against(who, ids), lse, delta, dout)
+    rest = (against(who, ids), lse, delta, dout, heads, jnp.float32)
+    dq, dk, dv = kernel.backward(q, k, v, *rest)
     return dq, halves((dk, dv))
 
-  streams = halves((k, v, who.kv_ids, who.kv_block))
-  dq, grads = part(streams)
-  if ring is not None:
-
-    def step(carry: Any, _: Any) -> tuple[Any, None]:
-      streams, dq, grads = carry
-      arriving, followed = travel(ring, streams), travel(ring, grads)
-      more, here = part(streams)
-      return (arriving, dq + more, jax.tree.map(jnp.add, followed, here)), None
-
-    carry = (travel(ring, streams), dq, grads)
-    (streams, dq, grads), _ = jax.lax.scan(step, carry, None, length=ring.size - 2)
+  def step(carry: Any, _: Any) -> tuple[Any, None]:
+    streams, dq, grads = carry
+    arriving, followed = travel(ring, streams), travel(ring, grads)
     more, here = part(streams)
-    dq, grads = dq + more, jax.tree.map(jnp.add, travel(ring, grads), here)
-    grads = travel(ring, grads)
-  dk, dv = whole(grads)
-  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    return (arriving, dq + more, jax.tree.map(jnp.add, followed, here)), None
 
-
-attention.defvjp(_save, _backward)
+  streams = halves((k, v, who.kv_ids, who.kv_block))
+  carry = (travel(ring, streams), *part(streams))
+  (streams, dq, grads), _ = jax.lax.scan(step, carry, None, length=ring.size - 2)
+  more, here = part(streams)
+  dq, grads = dq + more, jax.tree.map(jnp.add, travel(ring, grads), here)
+  dk, dv = whole(travel(ring, grads))
+  return dq, dk, dv
 
 
 def halves(arrays: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
@@ -146,5 +210,9 @@ def join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
   """Attention to two sets of keys from attention to each; nothing and nothing make nothing."""
   (x, p), (y, q) = a, b
   lse = jnp.logaddexp(p, q)
-  share = lambda part: jnp.moveaxis(jnp.exp(part - lse), 1, 2)[..., None]  # noqa: E731
-  return x * share(p) + y * share(q), lse
+
+  def weighed(out: Array, part: Array) -> Array:
+    share = jnp.swapaxes(jnp.exp(part - lse), 1, 2)[..., None]
+    return (split(out, part.shape[1]) * share).reshape(out.shape)
+
+  return weighed(x, p) + weighed(y, q), lse

@@ -59,10 +59,7 @@ UPDATED = re.compile(r"(opt_state|ema)/")
 # Batch axes first; what is not named is not split.
 ACTIVATIONS: dict[str, P] = {
   "tokens": P(BATCH, "context", None),  # b n d
-  "heads": P(BATCH, "context", "tensor", None),  # b n k dk
-  "hidden": P(BATCH, "context", "tensor"),  # b n f, inside a feed-forward layer
-  "text": P(BATCH, None, None),  # b s e
-  "text_heads": P(BATCH, None, "tensor", None),  # b s k dk
+  "hidden": P(BATCH, "context", "tensor"),  # b n f, inside attention or a feed-forward layer
   "video": P(BATCH, None, None, None, None),  # b t h w c
   "latent": P(BATCH, None, None, None, None),  # b lt lh lw z
 }

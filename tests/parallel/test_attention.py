@@ -1,5 +1,6 @@
 """Every kernel on every mesh gives the same attention, and the same gradients."""
 
+import functools
 from importlib import util
 
 import jax
@@ -21,12 +22,16 @@ def _inputs(rng, b=2, n=96, m=None, heads=8, width=16):
   """Packed samples of several lengths with padding, and blocks that grow along each sample."""
   m = m or n
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
-  q, k, v = draw(b, n, heads, width), draw(b, m, heads, width), draw(b, m, heads, width)
+  q, k, v = (draw(b, length, heads * width) for length in (n, m, m))
   ids = np.sort(rng.integers(1, 4, (b, max(n, m))), axis=1)
   ids[:, -7:] = 0
   block = rng.integers(0, 3, (b, max(n, m)))
   at = lambda x, size: jnp.asarray(x[:, :size], jnp.int32)  # noqa: E731
   return (q, k, v), Who(at(ids, n), at(ids, m), at(block, n), at(block, m))
+
+
+def _whole(heads):
+  return functools.partial(reference.attend, heads=heads)
 
 
 def _run(function, arrays, who, mesh=None):
@@ -64,36 +69,36 @@ def _assert_same(got, want, tolerance=2e-5):
 )
 def test_a_split_sequence_is_attended_as_a_whole(rng, sizes, ulysses, length):
   arrays, who = _inputs(rng, n=length)
-  split = lambda *a: attention.attend(*a, ulysses=ulysses)  # noqa: E731
-  _assert_same(_run(split, arrays, who, make_mesh(sizes)), _run(reference.attend, arrays, who))
+  split = lambda *a: attention.attend(*a, heads=8, ulysses=ulysses)  # noqa: E731
+  _assert_same(_run(split, arrays, who, make_mesh(sizes)), _run(_whole(8), arrays, who))
 
 
 def test_attention_to_a_prompt_needs_no_ring(rng):
   arrays, who = _inputs(rng, n=96, m=40)
-  cross = lambda *a: attention.attend(*a, kernel="pallas_interpret", cross=True)  # noqa: E731
+  cross = lambda *a: attention.attend(*a, heads=8, kernel="pallas_interpret", cross=True)  # noqa: E731
   mesh = make_mesh({"context": 4, "tensor": 2})
-  _assert_same(_run(cross, arrays, who, mesh), _run(reference.attend, arrays, who))
+  _assert_same(_run(cross, arrays, who, mesh), _run(_whole(8), arrays, who))
 
 
 def test_pallas_kernels(rng, monkeypatch):
   monkeypatch.setattr(flash, "BLOCKS", (128,))
   arrays, who = _inputs(rng, b=2, n=200, m=300, heads=2, width=32)
-  kernel = lambda *a: attention.attend(*a, kernel="pallas_interpret")  # noqa: E731
-  _assert_same(_run(kernel, arrays, who), _run(reference.attend, arrays, who))
+  kernel = lambda *a: attention.attend(*a, heads=2, kernel="pallas_interpret")  # noqa: E731
+  _assert_same(_run(kernel, arrays, who), _run(_whole(2), arrays, who))
 
 
 def test_pallas_kernels_in_a_ring(rng):
   arrays, who = _inputs(rng, n=96, heads=2, width=32)
-  ring = lambda *a: attention.attend(*a, kernel="pallas_interpret", ulysses=2)  # noqa: E731
+  ring = lambda *a: attention.attend(*a, heads=2, kernel="pallas_interpret", ulysses=2)  # noqa: E731
   got = _run(ring, arrays, who, make_mesh({"context": 4}))
-  _assert_same(got, _run(reference.attend, arrays, who))
+  _assert_same(got, _run(_whole(2), arrays, who))
 
 
 def test_queries_beyond_what_stays_on_the_chip_are_cut(rng, monkeypatch):
   arrays, who = _inputs(rng, n=300, heads=1, width=32)
-  kernel = lambda *a: attention.attend(*a, kernel="pallas_interpret")  # noqa: E731
+  kernel = lambda *a: attention.attend(*a, heads=1, kernel="pallas_interpret")  # noqa: E731
   monkeypatch.setattr(flash, "QUERIES", 4 * 128 * 128)
-  _assert_same(_run(kernel, arrays, who), _run(reference.attend, arrays, who))
+  _assert_same(_run(kernel, arrays, who), _run(_whole(1), arrays, who))
 
 
 def test_blocks_that_see_nothing_are_skipped_and_whole_ones_not_masked():
@@ -118,7 +123,7 @@ def test_padding_is_at_most_three_percent(length):
 def test_no_chunk_is_gathered_whole(rng):
   """A ring never holds the keys of all devices: that is what it is for."""
   arrays, who = _inputs(rng, b=1, n=1024)
-  split = lambda *a: attention.attend(*a, ulysses=1)  # noqa: E731
+  split = lambda *a: attention.attend(*a, heads=8, ulysses=1)  # noqa: E731
   with jax.set_mesh(make_mesh({"context": 8})):
     sharding = jax.NamedSharding(make_mesh({"context": 8}), jax.P(None, "context"))
     arrays, who = jax.device_put((arrays, who), sharding)
@@ -130,7 +135,7 @@ def test_no_chunk_is_gathered_whole(rng):
 def test_bad_requests(rng):
   arrays, who = _inputs(rng)
   with pytest.raises(UserError, match="no attention 'flsh'"):
-    attention.attend(*arrays, *who, kernel="flsh")
+    attention.attend(*arrays, *who, heads=8, kernel="flsh")
   with pytest.raises(UserError, match="8 heads .* 6 devices .* 2 can"):
     attention.neighbours(8, 6, 3)
   found = [attention.neighbours(heads, 8) for heads in (12, 40, 5)]
@@ -142,11 +147,11 @@ def test_kernels_and_rings_compile_for_a_tpu():
   """Two neighbours, twice two in a ring, one kernel forward and one backward for each part."""
   mesh = make_mesh({"context": 4}, topology.devices(topology.parse("v5p:2x2x1")))
   split = lambda *dims: jax.NamedSharding(mesh, jax.P(None, "context", *dims))  # noqa: E731
-  x = jax.ShapeDtypeStruct((1, 1000, 2, 128), jnp.bfloat16, sharding=split(None, None))
+  x = jax.ShapeDtypeStruct((1, 1000, 256), jnp.bfloat16, sharding=split(None))
   ids = jax.ShapeDtypeStruct((1, 1000), jnp.int32, sharding=split())
 
   def loss(q, k, v, ids):
-    out = attention.attend(q, k, v, ids, ids, kernel="pallas")
+    out = attention.attend(q, k, v, ids, ids, heads=2, kernel="pallas")
     return jnp.sum(out.astype(jnp.float32))
 
   with jax.set_mesh(mesh), topology.uncached():
