@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from typing import Any
 
@@ -23,6 +24,7 @@ EXAMPLES = """examples:
   sora-jax sample --task inpaint --video ball.mp4 --mask mask.png --out clean.mp4
   sora-jax sample --task outpaint --video ball.mp4 --size 64x96 --out wide.mp4
   sora-jax sample "a red ball at dusk" --task edit --video ball.mp4 --strength 0.6 --out dusk.mp4
+  sora-jax sample "a red ball rolls to the left" --mesh data=2,context=4 --out ball.mp4
 """
 
 
@@ -83,6 +85,24 @@ def add_parser(verbs: Any) -> None:
   parser.add_argument("--guidance", type=float, metavar="X", help="pull of the prompt, 1 = none")
   parser.add_argument("--sampler", metavar="NAME", help="euler, heun, dpm++ or unipc")
   parser.add_argument("--shift", type=float, metavar="X", help="more of the steps at high noise")
+  parser.add_argument(
+    "--mesh",
+    type=parse_mesh,
+    metavar="AXIS=N,...",
+    help="devices that share the work: data, fsdp, context, tensor; one N may be -1, the others "
+    "[all of them; data=1 is one]",
+  )
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+  """Reads "context=4,data=2". Raises UserError for anything else."""
+  sizes: dict[str, int] = {}
+  for word in text.split(","):
+    axis, _, size = word.partition("=")
+    if not re.fullmatch(r"-?\d+", size) or axis in sizes:
+      raise UserError(f"--mesh {text} is not a mesh: write each axis once, as in context=4,data=2.")
+    sizes[axis] = int(size)
+  return sizes
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -117,7 +137,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from sora_jax.generate import model as generate
 
   generate.enable_compilation_cache()
-  model = generate.load(args.checkpoint)
+  model = generate.load(args.checkpoint, args.mesh)
   defaults = model.request(fps=args.fps)
   canvas, fps = inputs.canvas(
     args.task, step=model.step, frames=defaults["frames"], size=tuple(defaults["size"]),

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -165,9 +164,9 @@ def _pixels(mask: Bool[np.ndarray, "lt lh lw"], shape: tuple[int, ...]) -> np.nd
 def _encode(vae: VideoVAE, params: Params, video: np.ndarray) -> Float[np.ndarray, "b lt lh lw z"]:
   """Half-precision latents; the clips are split over this process' devices."""
   mesh = sharding.make_mesh(devices=jax.local_devices())
-  spec = sharding.fit_spec(sharding.ACTIVATIONS["video"], video.shape, mesh)
+  grid = (len(video), *vae.latent_shape(*video.shape[1:4]), vae.z_channels)
   with jax.set_mesh(mesh):
-    placed = jax.device_put(video.astype(np.float32), NamedSharding(mesh, spec))
+    placed = sharding.place(video.astype(np.float32), "video", mesh, grid)
     return np.asarray(encode_video(vae, params, placed), np.float16)
 
 

@@ -6,8 +6,9 @@ import itertools
 import os
 from dataclasses import dataclass
 
-import jax.numpy as jnp
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from sora_jax.data.transforms import to_float, to_uint8
 from sora_jax.interop import native
@@ -18,6 +19,7 @@ from sora_jax.models.vae import (
   encode_stream,
   encode_video,
 )
+from sora_jax.parallel import sharding
 from sora_jax.typing import Array, Bool, Float, Params, UInt8
 
 CHUNK = 16  # latent frames at a time, where a clip may be of any length
@@ -26,7 +28,7 @@ Grid = Float[Array, "b lt lh lw z"] | Float[np.ndarray, "b lt lh lw z"]
 
 @dataclass(frozen=True)
 class Codec:
-  """The round trip uint8 -> latents -> uint8."""
+  """The round trip uint8 -> latents -> uint8, on the mesh that `params` are on."""
 
   vae: VideoVAE
   params: Params
@@ -47,15 +49,19 @@ class Codec:
     pixels = to_float(video)
     if known is not None:
       pixels = np.where(known[..., None], pixels, np.float32(0))
-    return np.asarray(encode_video(self.vae, self.params, jnp.asarray(pixels)))
+    mesh = sharding.mesh_of(self.params)
+    with jax.set_mesh(mesh):
+      return np.asarray(encode_video(self.vae, self.params, self._place(pixels, mesh)))
 
   def decode(self, latents: Grid, loop: bool = False) -> UInt8[np.ndarray, "b t h w 3"]:
     """Videos of latents; a loop is decoded after a round of it that only warms up."""
-    latents = jnp.asarray(latents)
     frames = latents.shape[1] * self.vae.time_stride
     if loop:
-      latents = jnp.concatenate([latents, latents], axis=1)
-    video = to_uint8(decode_latents(self.vae, self.params, latents))
+      latents = np.concatenate([latents, latents], axis=1)
+    mesh = sharding.mesh_of(self.params)
+    with jax.set_mesh(mesh):
+      placed = sharding.place(latents, "video", mesh)
+      video = to_uint8(decode_latents(self.vae, self.params, placed))
     return video[:, -frames:] if loop else video
 
   def reconstruct(self, video: UInt8[np.ndarray, "b t h w 3"]) -> UInt8[np.ndarray, "b t h w 3"]:
@@ -63,10 +69,17 @@ class Codec:
     frames, stride = video.shape[1], self.vae.time_stride
     padded = np.pad(video, [(0, 0), (0, -(frames - 1) % stride), *[(0, 0)] * 3], "edge")
     starts = [0, *range(1 + CHUNK * stride, padded.shape[1], CHUNK * stride)]
+    mesh = sharding.mesh_of(self.params)
     pieces = (
-      jnp.asarray(to_float(padded[:, start:stop]))
+      self._place(to_float(padded[:, start:stop]), mesh)
       for start, stop in itertools.zip_longest(starts, starts[1:])
     )
-    latents = encode_stream(self.vae, self.params, pieces)
-    made = [to_uint8(piece) for piece in decode_stream(self.vae, self.params, latents)]
+    with jax.set_mesh(mesh):
+      latents = encode_stream(self.vae, self.params, pieces)
+      made = [to_uint8(piece) for piece in decode_stream(self.vae, self.params, latents)]
     return np.concatenate(made, axis=1)[:, :frames]
+
+  def _place(self, pixels: np.ndarray, mesh: Mesh) -> Array:
+    b, t, h, w, c = pixels.shape
+    grid = (b, t, h // self.vae.space_stride, w // self.vae.space_stride, c)
+    return sharding.place(pixels, "video", mesh, grid)

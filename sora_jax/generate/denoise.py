@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from sora_jax.models.dit import DiT
 from sora_jax.models.patch import Patch, grid_shape, unpatchify
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.tokens import Tokens
+from sora_jax.parallel import sharding
+from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Bool, Float, Params
 
 MAX_PARTS = 6  # pieces the sampler's loop is cut into, for the progress bar
@@ -59,7 +62,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Denoiser:
-  """Solves the flow ODE for windows, by a request's settings (a dict like `SAMPLING`, with fps)."""
+  """Solves the flow ODE for windows, by a request's settings (a dict like `SAMPLING`, with fps).
+
+  On the mesh that `params` are on. The noise is the same on any.
+  """
 
   dit: DiT
   text: TextEncoder
@@ -75,6 +81,11 @@ class Denoiser:
       rescale=self.request["guidance_rescale"],
       interval=tuple(self.request["guidance_interval"]),
     )
+
+  def filled(self, samples: int) -> int:
+    """So many samples, or more: until the mesh divides their rows with and without prompt."""
+    ways = sharding.batch_ways(sharding.mesh_of(self.params))
+    return samples + -samples % (ways // math.gcd(ways, 1 + self.guidance.active))
 
   def table(self, latent: tuple[int, int, int], strength: float) -> Float[np.ndarray, "calls 8"]:
     """The solver's coefficients for a target grid of latents. Raises UserError: no such solver."""
@@ -93,7 +104,7 @@ class Denoiser:
     seed: int,
     samples: np.ndarray,
     bar: tqdm,
-  ) -> Float[Array, "b lt lh lw z"]:
+  ) -> Float[np.ndarray, "b lt lh lw z"]:
     """The latents of a window: known ones as they were, the others made.
 
     Args:
@@ -119,8 +130,11 @@ class Denoiser:
       ]
       for prompts in ([story.at(seconds) for story in stories], [negative] * len(stories))
     )
+    mesh = sharding.mesh_of(self.params)
+    tokens = len(given[0].values)
     packer = Packer(
-      rows=len(stories), length=len(given[0].values), cond_rows=len(given[0].cond),
+      rows=len(stories), length=tokens + -tokens % mesh.shape["context"],
+      cond_rows=len(given[0].cond),
       text_length=self.prompts.length * max(1, *(len(sample.prompts) for sample in given)),
     )  # fmt: skip
     batches = [packer.fill([[s] for s in samples], self.prompts) for samples in (given, against)]
@@ -129,14 +143,16 @@ class Denoiser:
       guidance = dataclasses.replace(guidance, scale=1.0)  # nothing to lead away from
     latent = known.shape
     table = self.table(latent, window.strength)
-    carry = solvers.start(jnp.asarray(batches[0]["values"]))
+    values = sharding.place(batches[0]["values"], "tokens", mesh)
+    carry = jax.device_put(solvers.start(values), values.sharding)
     parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
     for piece in np.split(table, parts):  # equal parts are one program; the bar moves in between
-      carry = solve(self.dit, self.text, guidance, self.params, batches, carry, piece)
+      with jax.set_mesh(mesh):
+        carry = solve(self.dit, self.text, guidance, self.params, batches, carry, piece)
       jax.block_until_ready(carry)
       bar.update(len(piece))
     grid = int(np.prod(grid_shape(latent, self.dit.patch)))
-    return unpatchify(carry[1][:, :grid], latent, self.dit.patch)
+    return np.asarray(unpatchify(carry[1][:, :grid], latent, self.dit.patch))
 
 
 def whole_patches(
@@ -169,9 +185,11 @@ def solve(
   table: Float[Array, "calls 8"],
 ) -> solvers.Carry:
   """Runs rows of the sampler's table on a packed batch and, under guidance, its unprompted twin."""
+  split = functools.partial(constrain, name="tokens")
+  carry = jax.tree.map(split, carry)
   used = batches if guidance.active else batches[:1]
   tokens = [read_prompts(text, params["text"], batch) for batch in used]
-  made = tokens[0].noise_level() > 0
+  made = (tokens[0].noise_level() > 0) & (tokens[0].segments > 0)
   both = jax.tree.map(lambda *x: jnp.concatenate(x), *tokens)
 
   def velocity(values: Array, level: Array) -> Array:
@@ -180,4 +198,4 @@ def solve(
     v = jnp.split(dit.apply({"params": params["dit"]}, inputs), len(used))
     return guidance(v[0], v[1], level, made) if guidance.active else v[0]
 
-  return solvers.solve(velocity, carry, table, made)
+  return jax.tree.map(split, solvers.solve(velocity, carry, table, made))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from sora_jax.models.dit import DiT
 from sora_jax.models.patch import grid_shape
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.vae import VideoVAE
+from sora_jax.parallel import sharding
 from sora_jax.typing import Float, Params, UInt8
 
 
@@ -38,7 +38,8 @@ class VideoModel:
   """A checkpoint in memory.
 
   Attributes:
-    vae, dit, text, prompts: the components. params: weights of `vae`, `dit` and `text`.
+    vae, dit, text, prompts: the components.
+    params: weights of `vae`, `dit` and `text`. Videos are made on the mesh that these are on.
     config: the checkpoint's config.json.
   """
 
@@ -74,12 +75,12 @@ class VideoModel:
       canvas: what is known (`generate.tasks`): one clip for all prompts or one for each. It sets
         the size and length. Known frames are shown as decoded from their latents.
       negative: what guidance leads away from, in the place of "no prompt".
-      seed: sample i of a seed has the same noise at any batch size.
+      seed: sample i of a seed has the same noise at any batch size and on any mesh.
       frames: 4k+1; 1 makes an image. With a canvas: how many to make at a time, if it is longer
         (None: as many as the longest clips of training had).
       size: (height, width). fps: frame rate to move at.
       sampler, steps, guidance, shift: of the ODE solver; None takes the checkpoint's.
-      batch_size: videos made at a time.
+      batch_size: videos made at a time; as many more as a mesh needs to divide them.
       progress: whether to show a bar on stderr.
 
     Raises:
@@ -98,7 +99,6 @@ class VideoModel:
     given, canvas = canvas, canvas or blank(1, request["frames"], tuple(request["size"]))
     if len(canvas.video) not in (1, len(stories)):
       raise UserError(f"There are {len(canvas.video)} videos for {len(stories)} prompts.")
-
     self._check_stories(stories, len(canvas.known), request["fps"])
     longest = self._longest(request) if frames is None or given is None else frames
     plan = Plan.of(canvas, longest, self.vae.time_stride)
@@ -106,11 +106,12 @@ class VideoModel:
     lt, lh, lw = self.vae.latent_shape(plan.length + canvas.loop, *request["size"])
     latent = (lt - canvas.loop, lh, lw)  # a loop has no special first latent
     calls = len(denoiser.table(latent, canvas.strength)) * len(plan.starts)
-    batches = -(-len(stories) // batch_size)
+    count = denoiser.filled(min(batch_size, len(stories)))
+    batches = -(-len(stories) // count)
     videos = []
     with tqdm(total=calls * batches, desc="sampling", unit="call", disable=not progress) as bar:
-      for first in range(0, len(stories), batch_size):
-        samples = np.arange(first, first + min(batch_size, len(stories)))
+      for first in range(0, len(stories), count):
+        samples = np.arange(first, first + count)
         chosen = np.minimum(samples, len(stories) - 1)  # a last, smaller batch is filled up
         denoise = functools.partial(
           denoiser, stories=[stories[i] for i in chosen], negative=negative, seed=seed,
@@ -199,7 +200,8 @@ class VideoModel:
     return self.codec.reconstruct(video)
 
   def _denoiser(self, request: Mapping[str, Any]) -> Denoiser:
-    return Denoiser(self.dit, self.text, self.prompts, self.params, request)
+    params = {name: self.params[name] for name in ("dit", "text")}
+    return Denoiser(self.dit, self.text, self.prompts, params, request)
 
   def _warn_of_unknown_words(self, texts: Sequence[str]) -> None:
     unknown = dict.fromkeys(w for text in texts for w in self.prompts.unknown_words(text))
@@ -222,12 +224,19 @@ def enable_compilation_cache() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def load(name: str | os.PathLike[str] = "toy") -> VideoModel:
+def load(name: str | os.PathLike[str] = "toy", mesh: Mapping[str, int] | None = None) -> VideoModel:
   """Loads a checkpoint: a shipped name, or a folder.
 
+  Args:
+    mesh: axis sizes, see `sharding.make_mesh`, of the devices of this process. None is as `sora-jax
+      plan --mode=sample` has it: a clip with and without its prompt are two rows of a batch, over
+      two devices if their number is even, and the tokens are split over the others.
+
   Raises:
-    UserError: there is none, or it is damaged.
+    UserError: there is none, or it is damaged; or there is no such mesh.
   """
+  devices = jax.local_devices()
+  grid = None if mesh is None else sharding.make_mesh(mesh, devices)
   folder = native.find(name)
   config = native.read_config(folder)
   lacking = {"vae", "transformer", "text", "sampling"} - config.keys()
@@ -239,11 +248,15 @@ def load(name: str | os.PathLike[str] = "toy") -> VideoModel:
   transformer["dit"] = dit.stored(transformer["dit"])
   transformer["text"]["pieces"] = wordpieces.table()
   vae, vae_params = native.load_vae(folder)
+  params = {"vae": vae_params, **transformer}
+  if grid is None:
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    grid = sharding.make_mesh(sharding.suggest(2, devices, state), devices)
   return VideoModel(
     vae=vae,
     dit=dit,
     text=text,
     prompts=Prompts.load(wordpieces.TOKENIZER, text.length, config["known_words"]),
-    params={"vae": vae_params, **jax.tree.map(jnp.asarray, transformer)},
+    params=jax.device_put(params, sharding.param_shardings(params, grid)),
     config=config,
   )

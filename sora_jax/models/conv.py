@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 
-from sora_jax.parallel.sharding import batch_shards
+from sora_jax.parallel.sharding import batch_shards, gather
 from sora_jax.typing import Array, Float, PRNGKey
 
 Initializer = Callable[..., Array]
@@ -188,6 +188,8 @@ class CausalConv(nn.Module):
     """Args: before: the frames before the first one (zeros if not given)."""
     kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
     bias = self.param("bias", self.bias_init, (self.features,))
+    # Whole, whatever it is split over: what moves is kernels, and of a video only its borders.
+    (kernel,) = gather({"/".join((*self.path, "kernel")): kernel}, self.dtype).values()
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     depth = self.kernel[0] - self.strides[0]
     past = swap_past(self, x, depth, before)

@@ -33,7 +33,8 @@ class PatchDiscriminator(nn.Module):
   @nn.compact
   def __call__(self, video: Video) -> Float[Array, "b t h2 w2"]:
     kernel = (self.kernel_t, 3, 3)
-    x = constrain(video, "video")
+    b, t, h, w, c = video.shape
+    x = constrain(video, "video", (b, t, h >> len(self.widths), w >> len(self.widths), c))
     for i, width in enumerate(self.widths):
       x = CausalConv(width, kernel, (1, 2, 2), dtype=self.dtype, name=f"level_{i}")(x)
       if i:  # the first level keeps colour and contrast

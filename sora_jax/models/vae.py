@@ -135,32 +135,33 @@ class VideoVAE(nn.Module):
       video: pixels in [-1, 1]. A clip's first chunk (or all of it) has 4k+1 frames, later ones 4k.
       first: False if `video` continues the clip whose features are in the collection `cache`.
     """
-    _, t, h, w, _ = video.shape
+    b, t, h, w, _ = video.shape
     _check_frames(t if first else t + 1, self.time_stride)
     _check_size(h, w, self.space_stride)
-    video = constrain(video, "video")
+    grid = (b, t, h // self.space_stride, w // self.space_stride, self.z_channels)
+    video = constrain(video, "video", grid)
     linear = jnp.zeros(())
     if self.linear:
-      linear = constrain(self.principal.encode(video, first), "latent")
+      linear = constrain(self.principal.encode(video, first), "video")
     if "encoder" not in self.learned:
       return linear, jnp.full_like(linear, MIN_LOGVAR)
     x = jnp.concatenate([video[:, :1]] * (self.patch_time - 1) * first + [video], axis=1)
     x = rearrange(x, _PIXELS + " -> " + _PATCHES, **self._patch)
-    x = constrain(self.quant(self.encoder(x, first)), "latent").astype(jnp.float32)
+    x = constrain(self.quant(self.encoder(x, first)), "video").astype(jnp.float32)
     mean, logvar = jnp.split(x, 2, axis=-1)
     return mean + linear, jnp.clip(logvar, MIN_LOGVAR, 20.0)
 
   def decode(self, latent: Latents, first: bool = True) -> Video:
     """Pixels, nominally in [-1, 1] but not clipped. `first` as for `encode`."""
-    latent, linear = constrain(latent, "latent"), jnp.zeros(())
+    latent, linear = constrain(latent, "video"), jnp.zeros(())
     if self.linear:
-      linear = constrain(self.principal.decode(latent, first), "video")
+      linear = constrain(self.principal.decode(latent, first), "video", latent.shape)
     if "decoder" not in self.learned:
       return linear
     x = self.decoder(self.post_quant(latent), first)
     x = rearrange(x, _PATCHES + " -> " + _PIXELS, **self._patch)
     x = x[:, self.patch_time - 1 :] if first else x
-    return constrain(x, "video").astype(jnp.float32) + linear
+    return constrain(x, "video", latent.shape).astype(jnp.float32) + linear
 
   def __call__(self, video: Video, key: PRNGKey) -> tuple[Video, Latents, Latents]:
     """Reconstruction from a sample of the posterior, with the posterior's mean and log variance."""

@@ -248,7 +248,7 @@ def batch_shard(mesh: Mesh) -> tuple[int, int]:
   Raises:
     UserError: a process has no device in the mesh, or the processes cannot share rows evenly.
   """
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  ways = sharding.batch_ways(mesh)
   rows: dict[int, set[int]] = {i: set() for i in range(jax.process_count())}
   places = sharding.batch_sharding(mesh).devices_indices_map((ways,))
   for device in mesh.devices.flat:

@@ -4,7 +4,7 @@ A mesh has four axes, each of size 1 unless the config says otherwise:
 
   data     the batch is split, parameters are copied
   fsdp     the batch is split, and so are the parameters (gathered when used)
-  context  the tokens of a sequence are split, and so are the parameters
+  context  the tokens of a sequence, or a video's rows, are split, and so are the parameters
   tensor   heads and hidden units are split
 
 Both tables hold `PartitionSpec`s. A parameter's spec names its *trailing* axes, so one rule serves
@@ -33,6 +33,8 @@ from sora_jax.errors import UserError
 AXES = ("data", "fsdp", "context", "tensor")
 BATCH = ("data", "fsdp")
 WEIGHTS = ("fsdp", "context")
+SPACE = ("context", "tensor", *BATCH)
+COPIED = 8  # parameters of more than such a part of a device's memory are not copied to each
 
 Rules = Sequence[tuple[str, P]]
 
@@ -56,12 +58,12 @@ RULES: Rules = (
 # The parts of a training state that only its update reads.
 UPDATED = re.compile(r"(opt_state|ema)/")
 
-# Batch axes first; what is not named is not split.
+# Batch axes first; what is not named is not split. An axis that is named more than once splits the
+# first that it divides: what a video's batch is not split over, its rows are, or else its columns.
 ACTIVATIONS: dict[str, P] = {
   "tokens": P(BATCH, "context", None),  # b n d
   "hidden": P(BATCH, "context", "tensor"),  # b n f, inside attention or a feed-forward layer
-  "video": P(BATCH, None, None, None, None),  # b t h w c
-  "latent": P(BATCH, None, None, None, None),  # b lt lh lw z
+  "video": P(BATCH, None, SPACE, SPACE, None),  # b t h w c, of pixels, features or latents
 }
 
 
@@ -96,6 +98,29 @@ def make_mesh(
   return Mesh(grid, AXES, axis_types=types)
 
 
+def suggest(
+  rows: int,
+  devices: Sequence[jax.Device],
+  state: int,
+  memory: int | None = None,
+  sequence: bool = True,
+) -> dict[str, int]:
+  """Axis sizes for a batch of `rows`: as many devices as divide it, sequences over the others.
+
+  Args:
+    state: bytes of all parameters; few are copied to each device, many divided.
+    memory: bytes that a device has; default: what it says.
+    sequence: whether there are sequences to divide; if not, some devices may be left.
+  """
+  if memory is None:
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+  batch = "fsdp" if memory and state > memory / COPIED else "data"
+  if not sequence:
+    return {batch: max(n for n in range(1, len(devices) + 1) if rows % n == 0)}
+  ways = math.gcd(rows, len(devices))
+  return {batch: ways, "context": len(devices) // ways}
+
+
 def path_string(path: tuple[Any, ...]) -> str:
   """A pytree key path as `params/blocks/attn/q/kernel`."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -112,13 +137,15 @@ def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     return P()
   auto = {n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Auto}
   entries: list[Any] = []
+  used: set[str] = set()
   names_of = (None,) * (len(shape) - len(spec)) + tuple(spec)
   for size, names in zip(shape, names_of, strict=True):
     kept: list[str] = []
     for name in (names,) if isinstance(names, str) else names or ():
       divides = size % math.prod(mesh.shape[k] for k in (*kept, name)) == 0
-      if divides and name in auto and mesh.shape[name] > 1:
+      if divides and name in auto - used and mesh.shape[name] > 1:
         kept.append(name)
+    used.update(kept)
     entries.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
   return P(*entries)
 
@@ -200,6 +227,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(BATCH))
 
 
+def batch_ways(mesh: Mesh) -> int:
+  """How many ways a mesh splits a batch that it divides."""
+  return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
 def batch_shards(rows: int) -> int:
   """How many devices a batch of `rows` is split over; 1 outside `jit` with a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
@@ -209,10 +241,27 @@ def batch_shards(rows: int) -> int:
   return math.prod(mesh.shape[n] for n in ((names,) if isinstance(names, str) else names or ()))
 
 
-def constrain(x: jax.Array, name: str) -> jax.Array:
-  """`x`, placed as `ACTIVATIONS[name]` says; unchanged outside `jit` and where no mesh is set."""
+def mesh_of(params: Any) -> Mesh:
+  """The mesh that parameters were placed on; of one device if they were not."""
+  placed = [x.sharding for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
+  meshes = (s.mesh for s in placed if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh))
+  return next(meshes, None) or make_mesh({}, jax.local_devices())
+
+
+def place(x: Any, name: str, mesh: Mesh, shape: tuple[int, ...] | None = None) -> jax.Array:
+  """Puts an array where `constrain` wants it: each device gets its own part only."""
+  return jax.device_put(x, NamedSharding(mesh, fit_spec(ACTIVATIONS[name], shape or x.shape, mesh)))
+
+
+def constrain(x: jax.Array, name: str, shape: tuple[int, ...] | None = None) -> jax.Array:
+  """`x`, placed as `ACTIVATIONS[name]` says; unchanged outside `jit` and where no mesh is set.
+
+  Args:
+    shape: what the mesh must divide, if that is not the shape of `x`: of several levels of one
+      pyramid, the coarsest, so that all of them are split alike.
+  """
   spec = ACTIVATIONS[name]
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1 or not isinstance(x, jax.core.Tracer):
     return x
-  return jax.lax.with_sharding_constraint(x, fit_spec(spec, x.shape, mesh))
+  return jax.lax.with_sharding_constraint(x, fit_spec(spec, shape or x.shape, mesh))

@@ -321,7 +321,7 @@ class _Tally:
         case "custom-call":
           target = op.attribute("custom_call_target", r'"[^"]*"')[1:-1]
           name = op.name.split(".")[0] if target == "tpu_custom_call" else target
-          flops = op.find(r'"cost_estimate":\{"flops":"(\d+)"')
+          flops = op.find(r'"cost_estimate": ?\{[^}]*"flops":"?(\d+)')
           calls = CustomCall(times, times * int(flops or 0), 0 if flops else times)
           _add(self.custom_calls, name, calls)
         case "dot":

@@ -24,8 +24,6 @@ from sora_jax.train.state import TrainState
 from sora_jax.train.step import train_step
 from sora_jax.typing import Array, Params, PRNGKey
 
-COPIED = 8  # a state of more than such a part of a device's memory is not copied to each
-
 
 @runtime_checkable
 class DataIterator(Protocol):
@@ -193,9 +191,15 @@ def choose_mesh(
     )
   devices = list(jax.devices() if devices is None else devices)
   if train.mesh is None and (sequence or jax.process_count() == 1):
-    return sharding.make_mesh(_suggest(rows, devices, memory, state, sequence), devices)
+    sizes = sharding.suggest(rows, devices, state, memory, sequence)
+    if (ways := math.prod(sizes.values())) < len(devices):
+      hosts.say(
+        f"{rows} samples are divided over {ways} of {len(devices)} devices; "
+        f"make them a multiple of {len(devices)} to use all."
+      )
+    return sharding.make_mesh(sizes, devices)
   mesh = sharding.make_mesh(train.mesh, devices)
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  ways = sharding.batch_ways(mesh)
   if rows % ways:
     near = max(1, round(rows / ways)) * ways * train.accumulate
     raise UserError(
@@ -213,21 +217,3 @@ def _check_length(length: int, mesh: Mesh) -> None:
       f"warning: sequences of {length} tokens are not divided over {ways} devices (context), so "
       f"each computes all of them; set packing.length={-(-length // ways) * ways}."
     )
-
-
-def _suggest(
-  rows: int, devices: Sequence[jax.Device], memory: int | None, state: int, sequence: bool
-) -> dict[str, int]:
-  if memory is None:
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
-  batch = "fsdp" if memory and state > memory / COPIED else "data"
-  if sequence:
-    ways = math.gcd(rows, len(devices))
-    return {batch: ways, "context": len(devices) // ways}
-  ways = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
-  if ways < len(devices):
-    hosts.say(
-      f"{rows} samples are divided over {ways} of {len(devices)} devices; "
-      f"make them a multiple of {len(devices)} to use all."
-    )
-  return {batch: ways}

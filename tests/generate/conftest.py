@@ -54,4 +54,4 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-  return generate.load(folder)
+  return generate.load(folder, mesh={"data": 1})

@@ -22,7 +22,9 @@ def test_a_prompt_becomes_frames(model):
 
 def test_the_command_line_makes_the_same_video(folder, model, tmp_path):
   out = tmp_path / "ball.gif"
-  flags = "--steps 2 --sampler euler --guidance 2 --seed 3 --frames 5 --size 32x48".split()
+  flags = (
+    "--steps 2 --sampler euler --guidance 2 --seed 3 --frames 5 --size 32x48 --mesh data=1".split()
+  )
   call = ["sample", "a ball", "--out", str(out), "--checkpoint", str(folder), *flags]
   assert main.main(call) == 0
   settings = dict(steps=2, sampler="euler", guidance=2.0, seed=3, frames=5, size=(32, 48))

@@ -277,8 +277,15 @@ def test_custom_calls_by_name_and_what_they_say_of_themselves():
   found = read("""%k.1 = f32[64,128] custom-call(%x), custom_call_target="tpu_custom_call", kernel={
 }, backend_config={"custom_call_config":{"cost_estimate":{"flops":"5","bytes_accessed":"1"}}}
   %k.2.clone = f32[64,128] custom-call(%k.1), custom_call_target="tpu_custom_call"
+  %k.3 = f32[64,128] custom-call(%k.1), custom_call_target="tpu_custom_call", backend_config={
+  "custom_call_config": {
+    "cost_estimate": {
+      "bytes_accessed":3,
+      "flops":7
+    }
+  }}
   ROOT %g = f32[64,128] custom-call(%k.2.clone), custom_call_target="__cublas$gemm" """)
-  assert found.custom_calls == {"k": CustomCall(2, 5, 1), "__cublas$gemm": CustomCall(1, 0, 1)}
+  assert found.custom_calls == {"k": CustomCall(3, 12, 1), "__cublas$gemm": CustomCall(1, 0, 1)}
   assert found.flops == 0
 
 
