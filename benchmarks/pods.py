@@ -1,8 +1,10 @@
 """What the shipped configs need of TPU pods, as `sora-jax plan` reads it out of compiled programs.
 
-python benchmarks/pods.py --out benchmarks/pods.md
+python benchmarks/pods.py
 
-Rows that are in the results file already, of the same commit, are not made again.
+Rows that are in `pods.jsonl` already, of the same commit, are not made again; `--only none` makes
+none. All tables and plots are then made from that file: `pods.md`, and docs/scaling.md. Lines of
+`pods_peer.jsonl` (`pods_peer.py`) are set beside ours.
 """
 
 from __future__ import annotations
@@ -14,31 +16,53 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pods_page
 from timing import ROOT, report
 
-from sora_jax.plan.topology import CHIPS
 from sora_jax.provenance import commit
 
-# Config, topology, step, overrides.
-ROWS = (
-  ("configs/wan_14b.py", "v5p:4x4x4", "train", ""),
-  ("configs/wan_14b.py", "v6e:16x16", "train", "train.batch_size=32"),
-  ("configs/wan_1_3b.py", "v5p:4x4x4", "train", ""),
-  ("configs/wan_1_3b.py", "v5p:2x2x1", "sample", ""),
-  ("configs/wan_1_3b.py", "v6e:2x4", "sample", ""),
-  ("configs/wan_14b.py", "v5p:2x2x1", "sample", ""),
-  ("configs/wan_14b.py", "v6e:2x4", "sample", ""),
-  ("configs/wan_14b.py", "v6e:4x4", "sample", ""),
-  ("configs/wan_14b.py", "tpu7x:2x2x1", "sample", ""),
-  ("configs/sora_8b.py:1080p60s", "v5p:4x8x8", "train", ""),
-  ("configs/sora_8b.py:1080p60s", "v5p:4x8x8", "sample", ""),
-  ("configs/sora_8b.py:1080p60s", "tpu7x:4x4x8", "train", ""),
-  ("configs/sora_8b.py:1080p60s", "tpu7x:4x4x8", "sample", ""),
-)
-COLUMNS = (
-  "config", "topology", "step", "mesh", "memory GB (of it params, state)", "sent GB",
-  "s of cycles outside attention", "attention forwards", "padding", "compile s",
-)  # fmt: skip
+HERE = ROOT / "benchmarks"
+WAN, SMALL, LONG = "configs/wan_14b.py", "configs/wan_1_3b.py", "configs/sora_8b.py"
+WEAK = "configs/sora_1b.py"
+MINUTE = f"{LONG}:1080p60s"
+LENGTH = 46_080  # tokens of a clip on four chips, so that on 64 it is a minute of 1080p
+SIZES = {4: "v5p:2x2x1", 64: "v5p:4x4x4", 512: "v5p:8x8x8"}
+ONE_LEVEL = "train.batch_size=4 packing.length=8192 packing.cond_rows=1"
+PACKED = "train.batch_size=1 packing.cond_rows=8 packing.text_length=2048"
+
+# What a row is compared with is the first of its group. Rows: config, topology, step, overrides.
+GROUPS = {
+  "wan": (
+    (WAN, "v5p:4x4x4", "train", ""),
+    (WAN, "v6e:16x16", "train", "train.batch_size=32"),
+    (SMALL, "v5p:4x4x4", "train", ""),
+  ),
+  # The shipped batch on 64 chips; the mesh is chosen: two chips for a clip.
+  "batch": tuple((WEAK, s, "train", f"train.batch_size={n // 2}") for n, s in SIZES.items()),
+  # Two clips on all chips.
+  "length": tuple(
+    (WEAK, s, "train", f"train.batch_size=2 packing.length={LENGTH * n // 4}")
+    for n, s in SIZES.items()
+  ),
+  # The same tokens and prompts: a sample in each sequence with one noise level, or four with two.
+  "conditions": tuple(
+    (SMALL, SIZES[4], "train", f"train.mesh={{'context':4}} {change}")
+    for change in (ONE_LEVEL, PACKED)
+  ),
+  "minute": tuple(
+    (MINUTE, pod, mode, "") for pod in ("v5p:4x8x8", "tpu7x:4x4x8") for mode in ("train", "sample")
+  ),
+  "tokens": tuple(
+    (f"{LONG}:{clip}", "v5p:4x8x8", "train", "") for clip in ("480p5s", "720p20s", "1080p60s")
+  ),
+  # The batches of the peer's: one clip, or two where its mesh has a data axis of two.
+  "forward": tuple(
+    (config, pod, "forward", f"train.batch_size={clips}")
+    for config in (SMALL, WAN)
+    for pod, clips in (("v5p:2x2x1", 1), ("v6e:2x4", 1), ("v6e:4x4", 2), ("tpu7x:2x2x1", 2))
+  ),
+}  # fmt: skip
+ROWS = tuple(dict.fromkeys(row for rows in GROUPS.values() for row in rows))
 
 
 def plan(row: tuple[str, ...]) -> dict[str, Any]:
@@ -53,42 +77,36 @@ def plan(row: tuple[str, ...]) -> dict[str, Any]:
   return json.loads(done.stdout) | {"row": list(row)}
 
 
-def cells(made: dict[str, Any]) -> list[str]:
-  """A line of the table."""
-  config, topology, mode, changes = made["row"]
-  if "error" in made:
-    return [f"{config} {changes}", topology, mode, made["error"]]
-  memory, sent = made["memory"], made["collectives"].values()
-  mesh = " x ".join(f"{axis} {size}" for axis, size in made["mesh"].items() if size > 1)
-  return [
-    f"{config} {changes}".strip(), topology, mode, mesh,
-    f"{memory['peak'] / 1e9:.1f} ({memory['params'] / 1e9:.1f}, {memory['optimizer'] / 1e9:.1f})",
-    f"{sum(kind['bytes'] for kind in sent) / 1e9:.0f}",
-    f"{made['cycles'] / CHIPS[topology.partition(':')[0]].clock:.2f}",
-    f"{made['attention_forwards']:.2f}", f"{made['padding']:.1%}",
-    f"{made['compile_seconds']:.0f}",
-  ]  # fmt: skip
+def read(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+  """The lines of a results file, by row; none if there is no file."""
+  lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+  return {tuple(line["row"]): line for line in map(json.loads, lines)}
 
 
 def main() -> None:
-  """Makes the rows that are missing, and the table."""
+  """Makes the rows that are missing, then the tables, and the page with its plots."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--only", default="", help="rows whose config or topology contains this")
-  parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "pods.jsonl")
-  parser.add_argument("--out", help="also write the table there")
+  parser.add_argument("--only", default="", help="a group, or what rows contain")
+  parser.add_argument("--results", type=Path, default=HERE / "pods.jsonl")
   args = parser.parse_args()
 
-  lines = args.results.read_text().splitlines() if args.results.exists() else []
-  made = {tuple(line["row"]): line for line in map(json.loads, lines)}
-  for row in ROWS:
+  made = read(args.results)
+  for row in GROUPS.get(args.only, ROWS):
     old = made.get(row, {"error": ""})
-    if args.only in " ".join(row) and ("error" in old or old["commit"] != commit()):
+    wanted = args.only in GROUPS or args.only in " ".join(row)
+    if wanted and ("error" in old or old["commit"] != commit()):
       made[row] = plan(row) | {"commit": commit()}
       text = "".join(json.dumps(made[key]) + "\n" for key in ROWS if key in made)
-      args.results.write_text(text)
-  table = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-  table += ["| " + " | ".join(cells(made[row])) + " |" for row in ROWS if row in made]
-  report("Pods", "\n".join(table), args.out, "compiled for, never run; per device and step")
+      args.results.write_text(text, encoding="utf-8")
+  done = {name: [made[row] for row in rows if row in made] for name, rows in GROUPS.items()}
+  good = {name: [row for row in rows if "error" not in row] for name, rows in done.items()}
+  peer = list(read(HERE / "pods_peer.jsonl").values())
+  tables = pods_page.tables(good, peer)
+  failed = [f"{' '.join(row['row'])}: {row['error']}" for row in made.values() if "error" in row]
+  pods_page.fill(ROOT / "docs" / "scaling.md", tables)
+  pods_page.plots(good, ROOT / "docs" / "media")
+  text = "\n\n".join([f"## {name}\n\n{table}" for name, table in tables.items()] + failed)
+  report("Pods", text, str(HERE / "pods.md"), "compiled for, never run; per device and step")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 from sora_jax.errors import UserError
 
+MODES = ("train", "sample", "forward")
 EXAMPLES = """examples:
   sora-jax plan --config=configs/wan_14b.py --topology=v5p:4x4x4
   sora-jax plan --config=configs/sora_8b.py --clip=60s@1080p24 --topology=v5p:4x8x8
@@ -33,7 +34,7 @@ def add_parser(verbs: Any) -> None:
   add("--config", required=True, metavar="FILE.py[:ARG]", help="e.g. configs/wan_14b.py")
   add("--topology", required=True, metavar="CHIP:SHAPE", help="e.g. v5p:4x4x4, v6e:16x16, h100:2x8")
   add("--clip", metavar="CLIP", help="for configs that take one: 720p20s, 60s@1080p24, 81x720x1280")
-  add("--mode", default="train", choices=("train", "sample"), help="which step (train)")
+  add("--mode", default="train", choices=MODES, help="which step (train); forward: no sampler")
   add("--steps", type=int, metavar="N", help="of the run, for its chip-hours (the config's)")
   add("--search", action="store_true", help="also try other meshes and remat policies")
   add("--compile", type=int, default=2, metavar="N", help="with --search: the best N are compiled")

@@ -68,6 +68,7 @@ class Block(nn.Module):
   eps: float = 1e-6
   dtype: Any = None
   kernel: str = "auto"
+  ulysses: int = 0
 
   @nn.compact
   def __call__(
@@ -79,12 +80,13 @@ class Block(nn.Module):
     angles: Float[Array, "b n half"],
   ) -> tuple[Float[Array, "b n d"], None]:
     attention = functools.partial(
-      Attention, self.width, self.heads, self.eps, self.dtype, self.kernel
+      Attention, self.width, self.heads, self.eps, self.dtype, self.kernel, self.ulysses
     )
     offset = self.param("modulation", nn.initializers.zeros, (6, self.width))
-    rows = rearrange(modulation + offset, "b k six d -> b k (six d)")
-    m = rearrange(select_rows(rows, tokens.cond_index), "b n (six d) -> six b n d", six=6)
-    shift1, scale1, gate1, shift2, scale2, gate2 = m
+    shift1, scale1, gate1, shift2, scale2, gate2 = (
+      select_rows(rows, tokens.cond_index)
+      for rows in rearrange(modulation + offset, "b k six d -> six b k d")
+    )
 
     y = modulate(LayerNorm(self.eps)(x), shift1, scale1)
     y = attention(name="self_attention")(y, tokens.segments, block=tokens.block, angles=angles)
@@ -115,6 +117,8 @@ class DiT(nn.Module):
       and the output stay in float32.
     remat: what the backward pass recomputes; a key of `REMAT`.
     attention: which kernel computes attention; see `parallel.attention`.
+    ulysses: how many devices of the context axis trade tokens for heads, 0 for as many as can; the
+      others of the axis pass keys and values round.
   """
 
   width: int
@@ -132,6 +136,7 @@ class DiT(nn.Module):
   dtype: Any = None
   remat: str = "none"
   attention: str = "auto"
+  ulysses: int = 0
 
   @property
   def patch_width(self) -> int:
@@ -162,12 +167,14 @@ class DiT(nn.Module):
       split_rngs={"params": True},
       in_axes=(nn.broadcast,) * 4,
       length=self.layers,
-    )(self.width, self.heads, self.mlp_width, self.eps, self.dtype, self.attention, name="blocks")
+    )(
+      self.width, self.heads, self.mlp_width, self.eps, self.dtype, self.attention, self.ulysses,
+      name="blocks",
+    )  # fmt: skip
     x, _ = blocks(x, modulation, tokens, text, angles)
 
     offset = self.param("modulation", nn.initializers.zeros, (2, self.width))
-    rows = rearrange(embedding[:, :, None] + offset, "b k two d -> b k (two d)")
-    shift, scale = jnp.split(select_rows(rows, tokens.cond_index), 2, axis=-1)
+    shift, scale = (select_rows(embedding + row, tokens.cond_index) for row in offset)
     y = modulate(LayerNorm(self.eps)(x), shift, scale)
     outputs = 2 * self.patch_width if self.affine else self.patch_width
     head = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="patch_out")

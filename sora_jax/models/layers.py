@@ -64,7 +64,7 @@ class Attention(nn.Module):
   """Multi-head attention with RMS-normalised queries and keys (over the full width, as in Wan).
 
   `source` and its ids make it cross-attention; `angles` switch on rotary embeddings; `kernel` is
-  one of `parallel.attention.KERNELS`, or "auto".
+  one of `parallel.attention.KERNELS`, or "auto", and `ulysses` as in its `attend`.
   """
 
   width: int
@@ -72,6 +72,7 @@ class Attention(nn.Module):
   eps: float = 1e-6
   dtype: Any = None
   kernel: str = "auto"
+  ulysses: int = 0
 
   @nn.compact
   def __call__(
@@ -94,6 +95,7 @@ class Attention(nn.Module):
       q, k = rotate(q, angles), rotate(k, angles)
     q, k, v = (constrain(y, "hidden") for y in (q, k, v))
     out = attend(
-      q, k, v, ids, source_ids, block, block, heads=self.heads, kernel=self.kernel, cross=cross
-    )
+      q, k, v, ids, source_ids, block, block,
+      heads=self.heads, kernel=self.kernel, ulysses=self.ulysses, cross=cross,
+    )  # fmt: skip
     return dense("out")(out)

@@ -49,9 +49,20 @@ class Tokens:
     return select_rows(self.cond[..., :1], self.cond_index)[..., 0]
 
 
+FEW = 16  # rows
+
+
 def select_rows(table: Float[Array, "b k m"], index: Int[Array, "b n"]) -> Float[Array, "b n m"]:
-  """Looks up each token's row; a one-hot product, whose backward is a matmul and not a scatter."""
-  if table.shape[1] == 1:  # one row per sequence: broadcasting is free
-    return jnp.broadcast_to(table, (table.shape[0], index.shape[1], table.shape[2]))
-  one_hot = jax.nn.one_hot(index, table.shape[1], dtype=table.dtype)
-  return jnp.einsum("bnk,bkm->bnm", one_hot, table, precision="highest")
+  """Looks up each token's row.
+
+  Of a few rows each is asked for in turn, which XLA makes part of whatever the result goes into;
+  of more it is a one-hot product, which is written out. The backward of neither is a scatter.
+  """
+  rows = table.shape[1]
+  if rows > FEW:
+    one_hot = jax.nn.one_hot(index, rows, dtype=table.dtype)
+    return jnp.einsum("bnk,bkm->bnm", one_hot, table, precision="highest")
+  out = jnp.broadcast_to(table[:, :1], (*index.shape, table.shape[2]))
+  for row in range(1, rows):
+    out = jnp.where((index == row)[..., None], table[:, row : row + 1], out)
+  return out

@@ -72,7 +72,7 @@ def estimate(
   n = batch["segments"].shape[1]
   known = known or facts(config, mode)
   model = known.flops / count
-  attention = measure.attention_flops(program)
+  attention = measure.attention_flops(program, mode)
   again = train and dit.remat == "full"  # attention, too, is run once more
   forwards = (1 + measure.BACKWARD + again) if train else 1.0
   linear = (model - attention * (3 if train else 1)) * (
@@ -88,7 +88,7 @@ def estimate(
     config=name, topology=str(target), mode=mode, source="estimated",
     mesh=dict(program.mesh.shape), remat=dit.remat, chip=target.chip, chips=target.chips,
     params=sum(leaf.size for leaf in jax.tree.leaves(program.state.params)), tokens=n,
-    clips=rows if train else 1,
+    clips=measure.clips(program, mode),
     memory=Memory(params, rest, peak - params - rest, peak, capacity),
     work=Work(
       model=model, executed=linear + forwards * attention, attention=forwards * attention,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from sora_jax.diffusion import sampler
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.errors import UserError
-from sora_jax.generate.denoise import solve
+from sora_jax.generate.denoise import read_prompts, solve
+from sora_jax.models.tokens import Tokens
 from sora_jax.parallel import sharding
 from sora_jax.plan import flops, hlo, topology
 from sora_jax.plan.report import Memory, Plan, Work
@@ -29,9 +30,11 @@ BACKWARD = 2.5  # forwards: five products instead of two (parallel/flash.py)
 
 
 def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train") -> Plan:
-  """Compiles the training step, or a sampling step, of a config for a topology.
+  """Compiles a step of a config for a topology.
 
-  Sampling makes one clip, with guidance: two sequences at a time.
+  Args:
+    mode: "train", a step of training; "sample", one of sampling, which makes one clip with
+      guidance: two sequences at a time; "forward", the transformer alone, on a batch as it is.
 
   Raises:
     UserError: what the config says cannot be, or nothing that compiles for the chip is installed.
@@ -40,7 +43,7 @@ def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train"
   devices, capacity = topology.devices(target), target.chip.hbm // target.chip.devices
   program = program_lib.build(config, devices, capacity)
   check_mesh(program.mesh, target)
-  lowered = (train if mode == "train" else sample)(program)
+  lowered = {"train": train, "sample": sample, "forward": forward}[mode](program)
   start = time.perf_counter()
   with topology.uncached():
     costs = hlo.costs(lowered.compile())
@@ -57,9 +60,9 @@ def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train"
     chip=target.chip, chips=target.chips,
     params=sum(leaf.size for leaf in jax.tree.leaves(program.state.params)),
     tokens=batch["segments"].shape[1] if "segments" in batch else 0,
-    clips=program.train.batch_size if mode == "train" else 1,
+    clips=clips(program, mode),
     memory=Memory(params, rest, peak - params - rest, peak, capacity),
-    work=work(costs, model / program.mesh.size, attention_flops(program)),
+    work=work(costs, model / program.mesh.size, attention_flops(program, mode)),
     compile_seconds=seconds,
   )  # fmt: skip
 
@@ -81,9 +84,7 @@ def sample(program: Program) -> Lowered:
   Raises:
     UserError: the config trains nothing that samples.
   """
-  recipe: Any = program.recipe
-  if not hasattr(recipe, "dit"):
-    raise UserError("Only text-to-video configs sample; plan this one with --mode=train.")
+  recipe = text_to_video(program)
   packer = recipe.packer
   batch = packer.fields(1, recipe.dit.patch_width, recipe.dit.cond_features)
   carry = jax.eval_shape(sampler.start, batch["values"])
@@ -92,6 +93,47 @@ def sample(program: Program) -> Lowered:
     return solve.lower(
       recipe.dit, recipe.text, Guidance(scale=3.0), stored(program), [batch, batch], carry, table
     )
+
+
+def forward(program: Program) -> Lowered:
+  """One call of the transformer alone, its prompts read already, with the weights of sampling.
+
+  Raises:
+    UserError: the config trains nothing that samples.
+  """
+  recipe = text_to_video(program)
+  placed = sharding.batch_sharding(program.mesh)
+  given = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+    for name, x in given_batch(recipe, program.state.params).items()
+  }
+  with jax.set_mesh(program.mesh):
+    return jax.jit(transformer(recipe)).lower(stored(program)["dit"], given)
+
+
+def transformer(recipe: Any) -> Callable[[Any, Any], Any]:
+  """The transformer as a function of its parameters and the fields of `Tokens`."""
+  return lambda params, fields: recipe.dit.apply({"params": params}, Tokens(**fields))
+
+
+def given_batch(recipe: Any, params: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  """A batch as the transformer gets it: states of the prompts instead of word pieces."""
+  batch = recipe.batch()
+  states = lambda params, batch: read_prompts(recipe.text, params, batch).text  # noqa: E731
+  text = jax.eval_shape(states, params["text"], batch)
+  return {name: x for name, x in batch.items() if name != "pieces"} | {"text": text}
+
+
+def text_to_video(program: Program) -> Any:
+  """The recipe. Raises UserError: it has no transformer that could be run alone."""
+  if not hasattr(program.recipe, "dit"):
+    raise UserError("Only text-to-video configs sample; plan this one with --mode=train.")
+  return program.recipe
+
+
+def clips(program: Program, mode: str) -> int:
+  """Of a step, on all devices together."""
+  return 1 if mode == "sample" else program.train.batch_size
 
 
 def stored(program: Program) -> Any:
@@ -108,7 +150,10 @@ def stored(program: Program) -> Any:
 def state_bytes(program: Program, mode: str) -> tuple[int, int]:
   """Bytes on a device of the weights, and of what updates and averages them."""
   state = program.state
-  trees = (state.params, (state.ema, state.opt_state)) if mode == "train" else (stored(program), ())
+  trees: tuple[Any, Any] = (state.params, (state.ema, state.opt_state))
+  if mode != "train":
+    kept = stored(program)
+    trees = (kept["dit"] if mode == "forward" else kept, ())
   weights, rest = (sum(map(_local_bytes, jax.tree.leaves(tree))) for tree in trees)
   return weights, rest
 
@@ -117,9 +162,11 @@ def model_flops(config: ConfigDict, mode: str) -> int:
   """What a step asks for, on all devices together, whatever computes it."""
   if "remat" in config.model:
     config = changed(config, model=dict(remat="none", attention="xla"))
-  recipe = program_lib.build_recipe(config)
+  recipe: Any = program_lib.build_recipe(config)
   key = jax.random.key(0)
   params = jax.eval_shape(recipe.init, key)
+  if mode == "forward":
+    return flops.count(transformer(recipe), params["dit"], given_batch(recipe, params))
 
   def loss(params: Any, batch: Any) -> Any:
     return recipe.loss(params, batch, key, jnp.zeros((), jnp.int32))[0]
@@ -128,14 +175,16 @@ def model_flops(config: ConfigDict, mode: str) -> int:
   return flops.count(f, params, recipe.batch())
 
 
-def attention_flops(program: Program) -> float:
+def attention_flops(program: Program, mode: str) -> float:
   """One forward pass of all attention there is, on each device; 0 without a transformer."""
   recipe: Any = program.recipe
   if not hasattr(recipe, "dit"):
     return 0.0
   dit, text, batch = recipe.dit, recipe.text, recipe.batch()
   (rows, n), s = batch["segments"].shape, batch["text_ids"].shape[1]
-  pairs = dit.layers * dit.width * n * (n + s) + text.layers * text.width * s * s
+  pairs = dit.layers * dit.width * n * (n + s)
+  if mode != "forward":
+    pairs += text.layers * text.width * s * s
   return 4.0 * rows * pairs / program.mesh.size
 
 
@@ -177,7 +226,8 @@ def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 
 def for_mode(config: ConfigDict, mode: str) -> ConfigDict:
   """Sampling makes one clip; with and without the prompt that is a batch of two."""
-  return config if mode == "train" else changed(config, train=dict(batch_size=2, accumulate=1))
+  rows = {} if mode == "forward" else dict(batch_size=2)
+  return config if mode == "train" else changed(config, train=dict(rows, accumulate=1))
 
 
 def changed(config: ConfigDict, **sections: Mapping[str, Any]) -> ConfigDict:

@@ -42,7 +42,8 @@ def config(
     vae="toy" if smoke else "",  # a checkpoint folder, of latents with the model's channels
     model=dict(
       # bfloat16 matmuls; what attention made is kept for the backward pass, all else made anew
-      dict(patch=(1, 2, 2), dtype="bfloat16", remat="attention", attention="auto"), **model
+      dict(patch=(1, 2, 2), dtype="bfloat16", remat="attention", attention="auto", ulysses=0),
+      **model,
     ),
     text=dict(text, dtype="bfloat16"),
     mixture=dict(

@@ -14,6 +14,7 @@ from sora_jax.generate.denoise import read_prompts
 from sora_jax.interop import wordpieces
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import Prompts, TextEncoder
+from sora_jax.models.tokens import FEW, select_rows
 
 PATCH = (1, 2, 2)
 DIT = DiT(
@@ -177,3 +178,17 @@ def test_what_sampling_keeps_computes_the_same(params, samples, prompts):
   assert size(kept["dit"]["blocks"]) < 0.6 * size(params["dit"]["blocks"])
   batch = pack([samples], prompts, sum(len(s.values) for s in samples))
   np.testing.assert_array_equal(run(kept, batch, model), run(params, batch, model))
+
+
+@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
+def test_each_token_gets_its_row_and_gives_it_its_gradient(rows):
+  rng = np.random.default_rng(rows)
+  table = rng.normal(size=(2, rows, 3)).astype(np.float32)
+  index = rng.integers(rows, size=(2, 50))
+  weights = rng.normal(size=(2, 50, 3)).astype(np.float32)
+  found, pull = jax.vjp(lambda x: select_rows(x, jnp.asarray(index)), jnp.asarray(table))
+  here = (np.arange(2)[:, None], index)
+  np.testing.assert_array_equal(found, table[here])
+  wanted = np.zeros_like(table)
+  np.add.at(wanted, here, weights)
+  np.testing.assert_allclose(pull(jnp.asarray(weights))[0], wanted, atol=1e-5)

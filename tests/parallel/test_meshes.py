@@ -69,6 +69,23 @@ def test_loss_and_gradients_on_every_mesh(sizes):
     assert error < 1e-4, (sharding.path_string(path), error)
 
 
+@pytest.mark.parametrize(("ulysses", "kinds"), [(1, "ring"), (2, "both"), (4, "trade")])
+def test_the_model_says_how_its_tokens_are_brought_together(ulysses, kinds):
+  params, tokens, _ = _problem()
+  model = MODEL.clone(ulysses=ulysses)
+  mesh = sharding.make_mesh(dict(data=2, context=4))
+  with jax.set_mesh(mesh):
+    fields = jax.device_put(vars(tokens), sharding.batch_sharding(mesh))
+    apply = jax.jit(lambda fields: model.apply({"params": params}, Tokens(**fields)))
+    compiled = apply.lower(fields).compile()
+    got = compiled(fields)
+  text = compiled.as_text()
+  assert ("collective-permute" in text, "all-to-all" in text) == {
+    "ring": (True, False), "both": (True, True), "trade": (False, True)
+  }[kinds]  # fmt: skip
+  np.testing.assert_allclose(got, MODEL.apply({"params": params}, tokens), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "dots", "attention"])
 def test_remat_changes_nothing_but_memory(remat):

@@ -4,6 +4,7 @@ import json
 import math
 from importlib import util
 
+import jax
 import pytest
 
 from sora_jax import config as config_lib
@@ -80,6 +81,27 @@ def test_the_estimate_is_near_what_is_compiled():
     for kind in ("all-gather", "all-to-all"):
       sent = found.work.collectives[kind]["bytes"]
       assert guess.work.collectives[kind]["bytes"] == pytest.approx(sent, rel=0.5), (mode, kind)
+
+
+@tpu
+def test_a_forward_pass_is_the_transformer_alone():
+  """Of the clips that the config has, with no weights of the text encoder, and no sampler."""
+  target, config = topology.parse("v5e:2x2"), small("train.mesh={'fsdp': 2, 'context': 2}")
+  found = measure.measure(config, "small", target, "forward")
+  guess = estimate.estimate(config, "small", target, "forward", topology.devices(target))
+  params = program.build(config, topology.devices(target)).state.params
+  dit, text = (sum(x.size for x in jax.tree.leaves(params[part])) for part in ("dit", "text"))
+  assert found.params == dit + text and found.clips == guess.clips == 4
+  assert found.memory.params == guess.memory.params < (4 * dit + 2 * text) / 2
+  assert found.memory.optimizer == 0
+  assert found.work.forwards == 1.0 and found.work.padding >= 0
+  assert found.work.model == guess.work.model
+
+
+def test_only_text_to_video_has_a_forward_pass():
+  config = config_lib.load("configs/oracle.py")
+  with pytest.raises(UserError, match="Only text-to-video configs sample"):
+    measure.forward(program.build(config, jax.devices()[:1]))
 
 
 def test_without_a_compiler_it_is_an_estimate(monkeypatch, capsys):
