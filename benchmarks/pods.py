@@ -37,6 +37,12 @@ GROUPS = {
     (WAN, "v6e:16x16", "train", "train.batch_size=32"),
     (SMALL, "v5p:4x4x4", "train", ""),
   ),
+  # Needs JAX's CUDA plugin: docs/plan.md.
+  "gpu": (
+    (WAN, "h100:8x8", "train", ""),
+    (SMALL, "h100:8x8", "train", ""),
+    (SMALL, "h100:1x8", "sample", ""),
+  ),
   # The shipped batch on 64 chips; the mesh is chosen: two chips for a clip.
   "batch": tuple((WEAK, s, "train", f"train.batch_size={n // 2}") for n, s in SIZES.items()),
   # Two clips on all chips.
@@ -74,7 +80,8 @@ def plan(row: tuple[str, ...]) -> dict[str, Any]:
   done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
   if done.returncode:
     return {"row": list(row), "error": f"exit status {done.returncode}"}
-  return json.loads(done.stdout) | {"row": list(row)}
+  made = json.loads(done.stdout) | {"row": list(row)}
+  return made if made["source"] == "compiled" else {"row": list(row), "error": "no compiler"}
 
 
 def read(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:

@@ -58,7 +58,8 @@ def cells(line: Line) -> list[str]:
   return [
     name(line), f"`{line['row'][1]}`", line["row"][2], mesh(line),
     f"{memory(line) / GIB:.1f} of {line['memory']['capacity'] / GIB:.1f}",
-    f"{sent(line) / 1e9:.1f}", f"{cycles(line):.2f}", f"{line['attention_forwards']:.2f}",
+    f"{sent(line) / 1e9:.1f}", f"{cycles(line):.2f}" if line["cycles"] else "-",
+    f"{line['attention_forwards']:.2f}",
     f"{line['padding']:.1%}", f"{line['compile_seconds']:.0f}",
   ]  # fmt: skip
 

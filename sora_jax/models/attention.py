@@ -56,7 +56,7 @@ def attend(
   seen = visible(q_ids, kv_ids, q_block, kv_block)
   q, k, v = (split(x, heads) for x in (q, k, v))
   out = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
-  return _flat(jnp.where(seen.any(-1)[:, :, None, None], out, 0), out.dtype)
+  return flat(jnp.where(seen.any(-1)[:, :, None, None], out, 0), out.dtype)
 
 
 def forward(
@@ -79,7 +79,7 @@ def forward(
   mass = jnp.sum(share, axis=-1)
   found = jnp.where(mass > 0, mass, 1.0)
   out = _product("bknm,bmkd->bnkd", share / found[..., None], v)
-  return _flat(out, dtype), jnp.where(mass > 0, top + jnp.log(found), UNSEEN)
+  return flat(out, dtype), jnp.where(mass > 0, top + jnp.log(found), UNSEEN)
 
 
 def backward(
@@ -106,7 +106,7 @@ def backward(
   dscores = share * (_product("bnkd,bmkd->bknm", dout, v) - delta[..., None])
   dscores = dscores * q.shape[-1] ** -0.5
   dq, dk = _product("bknm,bmkd->bnkd", dscores, k), _product("bknm,bnkd->bmkd", dscores, q)
-  return _flat(dq, dtype), _flat(dk, dtype), _flat(dv, dtype)
+  return flat(dq, dtype), flat(dk, dtype), flat(dv, dtype)
 
 
 def split(x: Float[Array, "b n kd"], heads: int) -> Float[Array, "b n k d"]:
@@ -114,7 +114,8 @@ def split(x: Float[Array, "b n kd"], heads: int) -> Float[Array, "b n k d"]:
   return x.reshape(*x.shape[:2], heads, -1)
 
 
-def _flat(x: Float[Array, "b n k d"], dtype: Any) -> Float[Array, "b n kd"]:
+def flat(x: Float[Array, "b n k d"], dtype: Any) -> Float[Array, "b n kd"]:
+  """Heads side by side again, in `dtype`."""
   return x.reshape(*x.shape[:2], -1).astype(dtype)
 
 

@@ -1,6 +1,7 @@
 """Which attention runs: the kernel by backend, and how a split sequence is brought together.
 
-Kernels give the same answer: `xla` everywhere; `pallas` on TPUs (`flash.py`).
+Kernels give the same answer: `pallas` on TPUs (`flash.py`), `triton` on NVIDIA GPUs
+(`flash_gpu.py`), `xla` everywhere.
 
 Over the mesh axis `context` the tokens of a sequence are split, and two ways bring them together:
 Ulysses (Jacobs et al. 2023, arXiv:2309.14509) trades tokens for heads among neighbours and back, a
@@ -23,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from sora_jax.errors import UserError
 from sora_jax.models import attention as xla
 from sora_jax.models.attention import Who
-from sora_jax.parallel import flash
+from sora_jax.parallel import flash, flash_gpu
 from sora_jax.parallel.ring import Kernel, Ring, Trade, Way, attention
 from sora_jax.parallel.sharding import BATCH, fit_spec
 from sora_jax.typing import Array, Float, Int
@@ -33,6 +34,7 @@ HEADS = P(BATCH, "context", "tensor", None)  # b n k d
 KERNELS = {
   "xla": Kernel("xla", xla.forward, xla.backward),
   "pallas": Kernel("pallas", flash.forward, flash.backward),
+  "triton": Kernel("triton", flash_gpu.forward, flash_gpu.backward),
   "pallas_interpret": Kernel(  # on any backend, slowly: for tests
     "pallas_interpret",
     functools.partial(flash.forward, interpret=True),
@@ -58,7 +60,7 @@ def attend(
   """Attention within ids and blocks, as `models.attention.attend` defines it, on any mesh.
 
   Args:
-    kernel: a key of `KERNELS`; "auto" is `pallas` on TPUs and `xla` elsewhere.
+    kernel: a key of `KERNELS`; "auto" is `pallas` on TPUs, `triton` on GPUs, `xla` elsewhere.
     ulysses: how many neighbours trade tokens for heads; 0: as many as divide the heads.
     cross: keys and values are not split over `context`.
 
@@ -87,7 +89,8 @@ def choose(kernel: str) -> str:
   """
   if kernel == "auto":
     target = jax.sharding.get_abstract_mesh().abstract_device  # a mesh may be of other devices
-    return "pallas" if (target.platform if target else jax.default_backend()) == "tpu" else "xla"
+    platform = target.platform if target else jax.default_backend()
+    return {"tpu": "pallas", "gpu": "triton", "cuda": "triton"}.get(platform, "xla")
   if kernel not in KERNELS:
     raise UserError(f"There is no attention {kernel!r}; there are auto, {', '.join(KERNELS)}.")
   return kernel

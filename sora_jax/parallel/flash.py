@@ -295,7 +295,7 @@ class _Cut:
       )
     )
     order = rows.q_ids, rows.q_block, rows.kv_ids, rows.kv_block
-    return _states(rows, self.sizes), *(x[:, None] for x in order)
+    return block_states(rows, self.sizes), *(x[:, None] for x in order)
 
   def specs(self, query: int) -> tuple[Any, Any, Any, tuple[Any, ...]]:
     """Block specs of a query, a key, a row of numbers of queries, and of `ids`.
@@ -340,7 +340,7 @@ def _column(row: Array) -> Array:
   return jnp.swapaxes(jnp.broadcast_to(row, (LANES, row.shape[1])), 0, 1)[:, :1]
 
 
-def _states(who: Who, sizes: tuple[int, int]) -> Int[Array, "b i j"]:
+def block_states(who: Who, sizes: tuple[int, int]) -> Int[Array, "b i j"]:
   """Per pair of blocks: 0, no query sees a key; 1, some may; 2, all see all."""
 
   def ranges(x: Array, size: int) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,7 +22,7 @@ from sora_jax.errors import UserError
 from sora_jax.models.dit import DiT
 from sora_jax.parallel.attention import neighbours
 from sora_jax.parallel.sharding import WEIGHTS
-from sora_jax.plan import measure
+from sora_jax.plan import groups, measure
 from sora_jax.plan.report import Memory, Plan, Work
 from sora_jax.plan.topology import Topology
 from sora_jax.train import program as program_lib
@@ -74,7 +75,8 @@ def estimate(
   model = known.flops / count
   attention = measure.attention_flops(program, mode)
   again = train and dit.remat == "full"  # attention, too, is run once more
-  forwards = (1 + measure.BACKWARD + again) if train else 1.0
+  backward = measure.BACKWARD["gpu" if target.chip.per_host else "tpu"]
+  forwards = (1 + backward + again) if train else 1.0
   linear = (model - attention * (3 if train else 1)) * (
     4 / 3 if train and dit.remat != "none" else 1
   )
@@ -93,7 +95,9 @@ def estimate(
     work=Work(
       model=model, executed=linear + forwards * attention, attention=forwards * attention,
       forwards=forwards, padding=0.0, cycles=None,
-      collectives=_collectives(dit, program.state.params, program.mesh, tokens, train),
+      collectives=_collectives(
+        dit, program.state.params, program.mesh, target.chip.per_host, tokens, train
+      ),
     ),
     compile_seconds=0.0,
   )  # fmt: skip
@@ -127,38 +131,51 @@ def _residual_bytes(config: ConfigDict) -> int:
 
 
 def _collectives(
-  dit: DiT, params: Any, mesh: Mesh, tokens: float, train: bool
+  dit: DiT, params: Any, mesh: Mesh, per_host: int | None, tokens: float, train: bool
 ) -> Mapping[str, Mapping[str, int]]:
   """Of the blocks: weights gathered and gradients scattered, what attention and `tensor` send."""
   size, shape = jnp.dtype(dit.dtype or jnp.float32).itemsize, mesh.shape
   again = train and dit.remat != "none"
   sums: dict[str, list[float]] = {}
+  ids = np.arange(mesh.size).reshape(mesh.devices.shape)
 
-  def send(kind: str, count: float, each: float) -> None:
+  def along(*names: str) -> np.ndarray:
+    places = [mesh.axis_names.index(name) for name in names]
+    return np.moveaxis(ids, places, range(-len(names), 0)).reshape(
+      -1, math.prod(shape[name] for name in names)
+    )
+
+  def send(kind: str, count: float, each: float, among: np.ndarray) -> None:
     if count * each > 0:
-      sums.setdefault(kind, [0.0, 0.0])
-      sums[kind][0] += count
-      sums[kind][1] += count * each
+      far = groups.between_hosts(kind, int(count * each), among.tolist(), per_host or mesh.size)
+      old = sums.get(kind, [0.0, 0.0, 0.0])
+      sums[kind] = [old[0] + count, old[1] + count * each, old[2] + far]
 
   for leaf in jax.tree.leaves(params["dit"]["blocks"]):
     axes = [name for names in leaf.sharding.spec for name in (names or ()) if name in WEIGHTS]
     axes += [names for names in leaf.sharding.spec if names in WEIGHTS]
-    ways = math.prod(shape[axis] for axis in set(axes))
+    among = along(*set(axes))
+    ways = among.shape[1]
     share = leaf.size / dit.layers * size / shape["tensor"] * (ways - 1) / ways
-    send("all-gather", dit.layers * (1 + again), share)
-    send("reduce-scatter", dit.layers * train, share)
+    send("all-gather", dit.layers * (1 + again), share, among)
+    send("reduce-scatter", dit.layers * train, share, among)
     copies = shape["data"]
     if train and copies > 1:
       local = leaf.size / ways / shape["tensor"] * size
-      send("all-reduce", 1, 2 * local * (copies - 1) / copies)
+      send("all-reduce", 1, 2 * local * (copies - 1) / copies, along("data"))
   activation = tokens * dit.width * size  # of one array of the tokens
   heads = dit.heads // shape["tensor"] if dit.heads % shape["tensor"] == 0 else dit.heads
   group = neighbours(heads, shape["context"])
-  ring = shape["context"] // group
+  ring, whole = shape["context"] // group, along("context")
   traded = dit.layers * (4 + (4 + 4 * again if train else 0))
-  send("all-to-all", traded, activation * (group - 1) / group)
+  send("all-to-all", traded, activation * (group - 1) / group, whole.reshape(-1, group))
   passed = dit.layers * 2 * (ring - 1) * (3 if train else 1)
-  send("collective-permute", passed, activation)
+  neighbour = np.stack([whole, np.roll(whole, -group, axis=1)], -1).reshape(-1, 2)
+  send("collective-permute", passed, activation, neighbour)
   summed = dit.layers * 3 * (1 + train + again)
-  send("all-reduce", summed, 2 * activation * (shape["tensor"] - 1) / shape["tensor"])
-  return {kind: dict(count=int(n), bytes=int(b)) for kind, (n, b) in sums.items()}
+  share = (shape["tensor"] - 1) / shape["tensor"]
+  send("all-reduce", summed, 2 * activation * share, along("tensor"))
+  return {
+    kind: dict(count=int(n), bytes=int(b)) | (dict(between_hosts=int(far)) if far else {})
+    for kind, (n, b, far) in sums.items()
+  }

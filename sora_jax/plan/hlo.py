@@ -15,22 +15,23 @@ nothing, and collectives not at all. Here each instruction counts as often as it
                   reduce-scatter                                       r (g - 1)
                   collective-permute, collective-broadcast             r
                 Asynchronous ones count where they start. An all-reduce fused with slices of its
-                result is how a TPU's compiler writes a reduce-scatter, and counts as one.
+                result is how a TPU's compiler writes a reduce-scatter, and counts as one. `far` is
+                the part of `wire` that goes from host to host (`groups.between_hosts`).
   cycles        The TPU compiler's `estimated_cycles`, one after the other. Collectives and custom
                 calls have none, and neither have programs of other compilers.
   flops         2 per multiply-add of dots and convolutions, as XLA's HloCostAnalysis counts them:
                 without those with padding or with the zeros of a dilation.
-  custom calls  A Pallas kernel under its own name, others (cuBLAS, cuDNN) under their target's.
-                Their flops are those of their `cost_estimate`, and no part of `Costs.flops`.
+  custom calls  A Pallas kernel under its own name, others (cuDNN) under their target's. Their flops
+                are those of their `cost_estimate`, which on GPUs is in their metadata, or of the
+                convolution that they are, and no part of `Costs.flops`.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from typing import Any, TypeAlias
 
@@ -38,6 +39,7 @@ import numpy as np
 from jax.stages import Compiled
 
 from sora_jax.errors import UserError
+from sora_jax.plan import groups
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Collective:
   count: int
   bytes: int
   wire: int
+  far: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,11 @@ class Costs:
   memory: Memory
 
 
-def costs(compiled: Compiled) -> Costs:
+def costs(compiled: Compiled, per_host: int | None = None) -> Costs:
   """Costs of `jax.jit(f).lower(...).compile()`, per device.
+
+  Args:
+    per_host: devices of a host, if what joins hosts is another network than what joins those.
 
   Raises:
     UserError: the backend does not show its programs.
@@ -92,16 +98,16 @@ def costs(compiled: Compiled) -> Costs:
   if text is None or stats is None:
     raise UserError("This backend hides its programs; compile for a TPU, an H100 or the CPU.")
   sizes = ("argument_size", "temp_size", "output_size", "alias_size", "peak_memory")
-  return read(text, Memory(*(getattr(stats, f"{size}_in_bytes") for size in sizes)))
+  return read(text, Memory(*(getattr(stats, f"{size}_in_bytes") for size in sizes)), per_host)
 
 
-def read(text: str, memory: Memory) -> Costs:
+def read(text: str, memory: Memory, per_host: int | None = None) -> Costs:
   """Costs out of the text of an optimised HLO module, which has all but the memory.
 
   Raises:
     ValueError: not the text of an HLO module, or not written in a way that is known here.
   """
-  program, tally = _parse(text), _Tally()
+  program, tally = _parse(text, per_host), _Tally()
   tally.add(program, _Frame(program.computations[program.entry]), 1)
   return Costs(**vars(tally), memory=memory)
 
@@ -144,6 +150,7 @@ class _Program:
   computations: dict[str, _Computation]
   entry: str
   devices: int  # a collective without groups is among all
+  per_host: int
 
   def called(self, op: _Instruction, key: str) -> _Computation:
     """The computation that the attribute `key` of `op` names."""
@@ -153,7 +160,7 @@ class _Program:
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\(([^)]*)\)(.*)")
 
 
-def _parse(text: str) -> _Program:
+def _parse(text: str, per_host: int | None) -> _Program:
   computations: dict[str, _Computation] = {}
   lines: list[str] = []
   entry = name = ""
@@ -175,7 +182,8 @@ def _parse(text: str) -> _Program:
   if not entry:
     raise ValueError("This is no HLO module: it has no entry computation.")
   counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.split("\n", 1)[0])
-  return _Program(computations, entry, math.prod(int(count) for count in counts))
+  devices = math.prod(int(count) for count in counts)
+  return _Program(computations, entry, devices, per_host or devices)
 
 
 def _dims(shape: str) -> list[int]:
@@ -275,18 +283,6 @@ def _trips(program: _Program, loop: _Instruction, frame: _Frame) -> int | None:
   return len(range(start, stop, step))
 
 
-# Bytes that a device sends, of the bytes of the result and the devices of a group.
-_WIRE: dict[str, Callable[[int, int], int]] = {
-  "all-gather": lambda r, g: r * (g - 1) // g,
-  "reduce-scatter": lambda r, g: r * (g - 1),
-  "all-reduce": lambda r, g: 2 * r * (g - 1) // g,
-  "all-to-all": lambda r, g: r * (g - 1) // g,
-  "ragged-all-to-all": lambda r, g: r * (g - 1) // g,
-  "collective-permute": lambda r, g: r,
-  "collective-broadcast": lambda r, g: r,
-}
-
-
 @dataclass
 class _Tally:
   """The sums of `Costs`, so far."""
@@ -319,19 +315,21 @@ class _Tally:
         case "fusion" | "async" | "call":
           inner = [(program.called(op, "to_apply" if kind == "call" else "calls"), 1)]
         case "custom-call":
-          target = op.attribute("custom_call_target", r'"[^"]*"')[1:-1]
-          name = op.name.split(".")[0] if target == "tpu_custom_call" else target
-          flops = op.find(r'"cost_estimate": ?\{[^}]*"flops":"?(\d+)')
-          calls = CustomCall(times, times * int(flops or 0), 0 if flops else times)
+          name, flops = _custom(op, code)
+          calls = CustomCall(times, times * (flops or 0), 0 if flops else times)
           _add(self.custom_calls, name, calls)
         case "dot":
           self.flops += times * _dot_flops(op, code)
         case "convolution":
-          self.flops += times * _convolution_flops(op, code)
-        case _ if kind in _WIRE:
+          image, kernel = (code[name].shape for name in op.operands)
+          self.flops += times * _convolution_flops(op, image, kernel, op.shape)
+        case _ if kind in groups.SENT:
           kind, size = _result(op, kind, code, fused)
-          wire = _WIRE[kind](size, _group(op, kind, program.devices))
-          _add(self.collectives, kind, Collective(times, times * size, times * wire))
+          key = "source_target_pairs" if kind == "collective-permute" else "replica_groups"
+          among = groups.parse(op.attribute(key, groups.FORMS), program.devices)
+          wire = times * groups.SENT[kind](size, max(map(len, among)))
+          far = groups.between_hosts(kind, wire, among, program.per_host)
+          _add(self.collectives, kind, Collective(times, times * size, wire, far))
       for computation, runs in inner:
         inside = _Frame(computation, op, frame)
         self.add(program, inside, times * runs, fused or kind == "fusion")
@@ -339,8 +337,8 @@ class _Tally:
 
 def _add(sums: dict[str, Any], key: str, more: Collective | CustomCall) -> None:
   """Adds up, field by field."""
-  old = astuple(sums[key]) if key in sums else (0, 0, 0)
-  sums[key] = type(more)(*map(operator.add, old, astuple(more)))
+  old = (astuple(sums[key]),) if key in sums else ()
+  sums[key] = type(more)(*map(sum, zip(astuple(more), *old, strict=True)))
 
 
 def _result(op: _Instruction, kind: str, code: _Code, fused: bool) -> tuple[str, int]:
@@ -360,19 +358,21 @@ def _read(code: _Code, op: _Instruction) -> str:
   return _read(code, below) if below.opcode in ("bitcast", "get-tuple-element") else below.name
 
 
-def _group(op: _Instruction, kind: str, devices: int) -> int:
-  """How many devices take part in a collective with one another."""
-  if kind == "collective-permute":
-    return 2
-  groups = op.attribute("replica_groups", r"\{[\d,{}]*\}|\[\d+,\d+\]|mesh\[[^{]*\{.*?\}")
-  if groups.startswith("["):  # so many groups, of so many devices
-    return int(groups[1:-1].split(",")[1])
-  if groups.startswith("mesh"):  # all devices along the named axes, or a part of one: 'x':(2)4
-    mesh, axes = groups.partition("]")[0], groups[groups.index("{") :]
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh))
-    named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes)
-    return math.prod(int(part or sizes[axis]) for axis, part in named)
-  return max((g.count(",") + 1 for g in re.findall(r"\{([\d,]+)\}", groups)), default=devices)
+# Where cuDNN's convolutions have image, kernel and result: among two operands and what they make.
+_CUDNN = {"Forward": (0, 1, 2), "BackwardInput": (2, 1, 0), "BackwardFilter": (0, 2, 1)}
+
+
+def _custom(op: _Instruction, code: _Code) -> tuple[str, int | None]:
+  """The name of a custom call and, if they can be told, its flops."""
+  name = op.attribute("custom_call_target", r'"[^"]*"')[1:-1]
+  if roles := _CUDNN.get(name.removeprefix("__cudnn$conv").replace("BiasActivation", "")):
+    shapes = [code[operand].shape for operand in op.operands[:2]] + [op.shape]
+    return name, _convolution_flops(op, *(shapes[role] for role in roles))
+  if name == "tpu_custom_call":
+    name, found = op.name.split(".")[0], op.find(r'"cost_estimate": ?\{[^}]*"flops":"?(\d+)')
+  else:  # Triton's dialect of Pallas has a name and metadata, in which quotes are escaped
+    name, found = op.find(r'\bname = "(\w+)"') or name, op.find(r"\\22flops\\22: \\22(\d+)")
+  return name, int(found) if found else None
 
 
 def _dot_flops(op: _Instruction, code: _Code) -> int:
@@ -381,10 +381,10 @@ def _dot_flops(op: _Instruction, code: _Code) -> int:
   return 2 * math.prod(_dims(op.shape)) * math.prod(left[int(axis)] for axis in summed)
 
 
-def _convolution_flops(op: _Instruction, code: _Code) -> int:
-  image, kernel = (_dims(code[name].shape) for name in op.operands)
+def _convolution_flops(op: _Instruction, *shapes: str) -> int:
+  """Of an image, a kernel and the result."""
+  image, kernel, out = map(_dims, shapes)
   i, k, o = re.split("_|->", op.attribute("dim_labels", r"\w+->\w+"))
-  out = _dims(op.shape)
   flops = 2 * out[o.index("b")] * out[o.index("f")] * kernel[k.index("i")]
   window = dict(re.findall(r"(\w+)=(\S+)", op.find(r"window=\{(.*?)\}") or ""))
   fields = {key: value.split("x") for key, value in window.items()}

@@ -26,7 +26,8 @@ from sora_jax.plan.topology import Topology
 from sora_jax.train import program as program_lib
 from sora_jax.train.program import Program
 
-BACKWARD = 2.5  # forwards: five products instead of two (parallel/flash.py)
+# Forwards: five products instead of two (parallel/flash.py), or seven (parallel/flash_gpu.py).
+BACKWARD = dict(tpu=2.5, gpu=3.5)
 
 
 def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train") -> Plan:
@@ -46,7 +47,7 @@ def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train"
   lowered = {"train": train, "sample": sample, "forward": forward}[mode](program)
   start = time.perf_counter()
   with topology.uncached():
-    costs = hlo.costs(lowered.compile())
+    costs = hlo.costs(lowered.compile(), target.chip.per_host)
   seconds = time.perf_counter() - start
   model = model_flops(config, mode)
   params, rest = state_bytes(program, mode)
@@ -213,7 +214,9 @@ def work(costs: hlo.Costs, model: float, attention: float) -> Work:
     padding=padding,
     cycles=costs.cycles or None,
     collectives={
-      kind: dict(count=c.count, bytes=c.wire) for kind, c in costs.collectives.items() if c.wire
+      kind: dict(count=c.count, bytes=c.wire) | (dict(between_hosts=c.far) if c.far else {})
+      for kind, c in costs.collectives.items()
+      if c.wire
     },
     unknown_loops=len(costs.unknown_loops),
   )

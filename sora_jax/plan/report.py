@@ -37,7 +37,8 @@ class Work:
     forwards: attention of all layers in units of one forward pass; None if it is not a kernel.
     padding: what of attention's work is spent on padding, as a share of what is not.
     cycles: the compiler's estimate for all but attention and collectives; None if it has none.
-    collectives: kind -> {count, bytes}: bytes that a device sends, at least.
+    collectives: kind -> {count, bytes}: bytes that a device sends, at least; and, if there are any,
+      those of them that go `between_hosts`.
     unknown_loops: whose trips the program does not tell: they count once, all else is more.
   """
 
@@ -92,14 +93,17 @@ class Plan:
     return rest + self.work.attention / (ATTENTION_SHARE * peak)
 
   @property
-  def wire_bytes(self) -> int:
-    """What a device sends in a step."""
-    return sum(kind["bytes"] for kind in self.work.collectives.values())
+  def links(self) -> int:
+    """How many of a chip's links are busy: `LINKS` of a torus, all of those to a switch."""
+    return self.chip.links if self.chip.per_host else LINKS
 
   @property
   def communication_seconds(self) -> float:
-    """All that is sent, over `LINKS` links."""
-    return self.wire_bytes / (LINKS * self.chip.link_bandwidth)
+    """All that is sent, over those links, or over the network what goes to other hosts."""
+    sent = self.work.collectives.values()
+    far = sum(kind.get("between_hosts", 0) for kind in sent)
+    near = sum(kind["bytes"] for kind in sent) - far
+    return near / (self.links * self.chip.link_bandwidth) + far / self.chip.network
 
   @property
   def seconds(self) -> float:
@@ -143,17 +147,22 @@ class Plan:
         f"passes, {work.padding:.1%} of it padding"
       )
     for kind, sums in sorted(work.collectives.items(), key=lambda item: -item[1]["bytes"]):
-      lines.append(f"  {kind:22} {sums['bytes'] / 1e9:8.2f} GB in {sums['count']}")
+      far = sums.get("between_hosts")
+      some = f", {far / 1e9:.2f} GB of it between hosts" if far else ""
+      lines.append(f"  {kind:22} {sums['bytes'] / 1e9:8.2f} GB in {sums['count']}{some}")
     used = work.model / (self.seconds * self.chip.flops / self.chip.devices)
     hours = self.seconds * steps * self.chips / 3600
     rest = (
       "the compiler's cycles for the rest" if work.cycles else f"the rest at {MATMUL_SHARE:.0%}"
     )
+    network = ""
+    if self.chip.per_host:
+      network = f", {self.chip.network / 1e9:g} GB/s between hosts of {self.chip.per_host}"
     lines += [
       f"  a step        {self.seconds:.2f} s (estimate, {used:.0%} of the peak): computation "
       f"{self.compute_seconds:.2f} s, communication {self.communication_seconds:.2f} s hidden",
-      f"                assumed: attention at {ATTENTION_SHARE:.0%} of the peak, {rest}; {LINKS} "
-      f"links of {self.chip.link_bandwidth / 1e9:g} GB/s",
+      f"                assumed: attention at {ATTENTION_SHARE:.0%} of the peak, {rest}; "
+      f"{self.links} links of {self.chip.link_bandwidth / 1e9:g} GB/s{network}",
       f"  {steps:,} steps: {hours:,.0f} chip-hours (estimate)",
     ]
     if work.unknown_loops:

@@ -42,6 +42,8 @@ class Chip:
     axes: of a topology.
     largest: chips of the largest topology.
     devices: JAX devices per chip.
+    per_host: devices of a host, where links join those and a network the hosts; else None.
+    network: bytes/s of each device's part of that network, in one direction.
     options: what `get_topology_desc` needs besides the name.
   """
 
@@ -55,6 +57,8 @@ class Chip:
   axes: int
   largest: int
   devices: int = 1
+  per_host: int | None = None
+  network: float = math.inf
   options: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
 
 
@@ -101,8 +105,8 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 # The clock is the peak over the FLOPs of a cycle: v5e has 4 matrix units of 128 x 128, v4 and v5p
 # have 8. For v6e and a tpu7x core 4 of 256 x 256 are inferred, since libtpu's estimate for a matmul
 # of 8,192 x 8,192 x 8,192 is 70% and 81% of that (v4 93%, v5e 88%, v5p 90%). NVIDIA: H100 SXM5
-# datasheet (NVLink only: the network between hosts is not in it), and 1,024 GPUs make a DGX
-# SuperPOD of four scalable units.
+# datasheet; DGX H100 has 400 Gb/s of InfiniBand for each GPU, and 1,024 GPUs make a SuperPOD of
+# four scalable units.
 CHIPS = {
   chip.name: chip
   for chip in (
@@ -114,7 +118,7 @@ CHIPS = {
     Chip("v6e", 918e12, int(31.25 * GIB), 1.638e12, 100e9, 4, 1.75e9, 2, 256),
     Chip("tpu7x", 2307e12, 2 * int(94.75 * GIB), 7.38e12, 100e9, 6, 2.2e9, 3, 9216, devices=2),
     Chip("h100", 989.4e12, 84_942_979_072, 3.352e12, 25e9, 18, None, 2, 1024,
-         options=(("target_config", _H100),)),
+         per_host=8, network=50e9, options=(("target_config", _H100),)),
   )
 }  # fmt: skip
 

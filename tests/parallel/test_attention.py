@@ -104,13 +104,13 @@ def test_queries_beyond_what_stays_on_the_chip_are_cut(rng, monkeypatch):
 def test_blocks_that_see_nothing_are_skipped_and_whole_ones_not_masked():
   ids = jnp.repeat(jnp.array([[1, 2, 2, 0]], jnp.int32), 4, axis=1)
   zeros = jnp.zeros_like(ids)
-  state = flash._states(Who(ids, ids, zeros, zeros), (4, 4))[0]
+  state = flash.block_states(Who(ids, ids, zeros, zeros), (4, 4))[0]
   np.testing.assert_array_equal(state, [[2, 0, 0, 0], [0, 2, 2, 0], [0, 2, 2, 0], [0, 0, 0, 0]])
   later = jnp.repeat(jnp.array([[0, 0, 1, 0]], jnp.int32), 4, axis=1)
-  state = flash._states(Who(ids, ids, later, later), (4, 4))[0]
+  state = flash.block_states(Who(ids, ids, later, later), (4, 4))[0]
   np.testing.assert_array_equal(state[1:3, 1:3], [[2, 0], [2, 2]])
   mixed = jnp.asarray(np.arange(16)[None] % 2, jnp.int32)
-  assert flash._states(Who(ids, ids, mixed, mixed), (4, 4))[0, 1, 1] == 1
+  assert flash.block_states(Who(ids, ids, mixed, mixed), (4, 4))[0, 1, 1] == 1
 
 
 @pytest.mark.parametrize("length", [75_600, 37_800, 18_900, 9450, 8190, 4095, 32_760, 2877])

@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sora_jax.plan import groups as groups_lib
 from sora_jax.plan import hlo
 from sora_jax.plan.hlo import Collective, CustomCall, Memory
 
@@ -189,6 +190,64 @@ def test_an_asynchronous_pair_counts_once_with_its_result():
   ROOT %q = f32[64,128]{1,0} collective-permute-done(%p)""")
   assert found.collectives["all-gather"] == Collective(1, SIZE, SIZE * 7 // 8)
   assert found.collectives["collective-permute"] == Collective(1, SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+  ("groups", "found"),
+  [
+    ("{{0,5},{2,7}}", [[0, 5], [2, 7]]),
+    ("{}", [[0, 1, 2, 3]]),
+    ("[2,2]<=[4]", [[0, 1], [2, 3]]),
+    ("[2,4]<=[2,2,2]T(1,0,2)", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+    ("mesh['a'=2,'b'=3] {'a'}", [[0, 3], [1, 4], [2, 5]]),
+    ("mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+    ("mesh['a'=8] {'a':(1)2,'a':(4)2}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+  ],
+)
+def test_who_is_in_a_group(groups, found):
+  assert groups_lib.parse(groups, 4) == found
+
+
+@pytest.mark.parametrize(
+  ("kind", "groups", "far"),  # of 420 bytes, hosts of 4
+  [
+    ("all-gather", [[0, 1, 2, 3]], 0),
+    ("all-gather", [[0, 4]], 420),
+    ("all-gather", [[0, 1, 2, 3, 4, 5, 6, 7]], 60),  # what comes once to a host, by its 4 devices
+    ("all-to-all", [[0, 1, 2, 3, 4, 5, 6, 7]], 240),  # 4 of the 7 others
+    ("collective-permute", [[0, 1], [3, 4]], 420),  # the slowest counts
+  ],
+)
+def test_what_goes_from_host_to_host(kind, groups, far):
+  assert groups_lib.between_hosts(kind, 420, groups, 4) == far
+
+
+def test_a_program_of_gpus():
+  """Lines of what XLA made for 2 x 8 H100s, less what is not read."""
+  found = hlo.read(
+    TEXT.format(
+      computations="",
+      body=r"""%s = (f32[4,128], f32[64,128]) all-gather-start(%x), channel_id=1, replica_groups=[1,16]<=[16], dimensions={0}, use_global_device_ids=true, metadata={op_name="jit(f)/while/body/dot_general"}, backend_config={"collective_backend_config":{"is_sync":false}}
+  %d = f32[64,128] all-gather-done(%s), metadata={op_name="jit(f)/while/body/dot_general"}
+  %a = ((f32[64,128]), f32[64,128]) all-to-all-start(%d), channel_id=2, replica_groups=mesh['axis_0'=2,'axis_1'=8] {'axis_1'}, dimensions={0}
+  %b = f32[64,128] all-to-all-done(%a)
+  %c = (bf16[8,64,9,32,32]{4,3,2,1,0}, u8[0]{0}) custom-call(%i, %k), window={size=3x3x3 pad=1_1x1_1x1_1}, dim_labels=bf012_oi012->bf012, custom_call_target="__cudnn$convForward"
+  %i = bf16[8,64,9,32,32] constant({...})
+  %k = bf16[64,64,3,3,3] constant({...})
+  ROOT %p = (f32[64,128], f32[1,2,64]) custom-call(%b, %x, /*index=2*/%b), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/attention_forward/pallas_call"}, backend_config={debug = false, grid_x = 2 : i32, ir = "ML\EFR\0DMLIR", name = "attention_forward", num_warps = 8 : i32, serialized_metadata = "{\22flops\22: \22123\22}"}""",  # noqa: E501
+    ).replace("num_partitions=8", "num_partitions=16"),
+    NOTHING,
+    per_host=8,
+  )
+  assert found.collectives == {
+    "all-gather": Collective(1, SIZE, SIZE * 15 // 16, SIZE // 16),
+    "all-to-all": Collective(1, SIZE, SIZE * 7 // 8),
+  }
+  inside = (3 * 9 - 2) * (3 * 32 - 2) ** 2  # of a window's places, without the padding
+  assert found.custom_calls == {
+    "__cudnn$convForward": CustomCall(1, 2 * 8 * 64 * 64 * inside, 0),
+    "attention_forward": CustomCall(1, 123, 0),
+  }
 
 
 def test_a_collective_on_a_thread_of_its_own_counts_once():

@@ -1,5 +1,6 @@
 """A plan says what the compiled program needs; without a compiler, about the same."""
 
+import dataclasses
 import json
 import math
 from importlib import util
@@ -117,12 +118,13 @@ def test_without_a_compiler_it_is_an_estimate(monkeypatch, capsys):
 def test_the_text_names_what_is_assumed_and_what_is_not_known():
   work = Work(
     model=1e15, executed=2e15, attention=0.0, forwards=None, padding=None, cycles=None,
-    collectives={"all-reduce": {"count": 3, "bytes": 10**10}}, unknown_loops=2,
+    collectives={"all-reduce": {"count": 3, "bytes": 10**10, "between_hosts": 10**9}},
+    unknown_loops=2,
   )  # fmt: skip
   plan = Plan(
-    config="x", topology="h100:1x8", mode="train", source="compiled", mesh={"data": 8},
+    config="x", topology="h100:2x8", mode="train", source="compiled", mesh={"data": 16},
     remat="full",
-    chip=topology.CHIPS["h100"], chips=8, params=10**9, tokens=10, clips=8,
+    chip=topology.CHIPS["h100"], chips=16, params=10**9, tokens=10, clips=8,
     memory=Memory(60, 30, 20, 110, 100), work=work, compile_seconds=1.0,
   )  # fmt: skip
   text = plan.text(1000)
@@ -130,7 +132,23 @@ def test_the_text_names_what_is_assumed_and_what_is_not_known():
   assert "the rest at 60%" in text and "the trips of 2 loops are not known" in text
   assert plan.seconds == max(plan.compute_seconds, plan.communication_seconds)
   assert plan.compute_seconds == pytest.approx(2e15 / (0.6 * 989.4e12))
-  assert plan.communication_seconds == pytest.approx(1e10 / 50e9)
+  assert plan.communication_seconds == pytest.approx(9e9 / (18 * 25e9) + 1e9 / 50e9)
+  assert "10.00 GB in 3, 1.00 GB of it between hosts" in text
+  assert "18 links of 25 GB/s, 50 GB/s between hosts of 8" in text
+
+
+def test_what_hosts_send_one_another_is_estimated():
+  chip = dataclasses.replace(topology.CHIPS["h100"], per_host=4)
+
+  def far(shape, **mesh):
+    target = topology.Topology(chip, shape)
+    plan = estimate.estimate(small(f"train.mesh={mesh}"), "small", target)
+    sent = plan.work.collectives.items()
+    return {kind: sums["between_hosts"] for kind, sums in sent if "between_hosts" in sums}
+
+  assert far((1, 4), fsdp=2, context=2) == {}
+  assert far((2, 4), fsdp=2, context=4).keys() == {"all-gather", "reduce-scatter"}
+  assert "collective-permute" in far((2, 4), context=8)
 
 
 def test_only_text_to_video_is_estimated_and_sampled():
