@@ -10,7 +10,10 @@ estimate from the runs that made `toy`, README.md, whose loss ended at 0.31).
 On your own videos (mp4 files with captions in .txt files beside them):
 
   sora-jax train --config=configs/toy.py:square --config.data.sources.worlds.weight=0 \
-      --config.data.sources.folder.weight=1 --config.data.sources.folder.path=DIR --workdir runs/own
+      --config.data.sources.folder.weight=1 --config.data.sources.folder.path=DIR \
+      --config.train.validate_every=0 --workdir runs/own
+
+(or hold out a folder: `--config.data.validation.sources.folder.path`, and the weights alike).
 
 All sizes and lengths share packed sequences (`:square` has 64x64 alone, and no loops); a shape is
 switched off by its share, for example `--config.data.shapes.huge.share=0`.
@@ -73,13 +76,21 @@ def get_config(arg: str = "mixed") -> ConfigDict:
         manifest=dict(weight=0.0, path=""),
         tfds=dict(weight=0.0, source=""),
       ),
+      validation=dict(  # held out: never trained on
+        clips=256,
+        sources=dict(
+          worlds=dict(WORLDS, split="validation"),
+          folder=dict(weight=0.0, path=""),
+          manifest=dict(weight=0.0, path=""),
+        ),
+      ),
     ),
     optim=dict(
       name="muon", lr=2e-3, warmup=40, schedule="linear", decay=0.01, clip=1.0, ema_decay=0.998
     ),
     train=dict(
       steps=4000, batch_size=4, accumulate=1, log_every=20, checkpoint_every=200,
-      preview_every=400, keep=2, mesh=None, max_bad_steps=5,
+      preview_every=400, validate_every=200, validate_batches=8, keep=2, mesh=None, max_bad_steps=5,
     ),
     preview=(
       "a red ball rolls from left to right",
@@ -97,7 +108,11 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     config.data.samples = 6
     for name, shape in config.data.shapes.items():
       shape.clips, shape.share = 16, shape.share * (name in ("square", "wide", "loops"))
-    config.train.update(steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4)
+    config.data.validation.clips = 16
+    config.train.update(
+      steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4, validate_every=4,
+      validate_batches=2,
+    )  # fmt: skip
   elif arg == "square":
     for name, shape in config.data.shapes.items():
       shape.share = float(name == "square")

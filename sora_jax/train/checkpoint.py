@@ -35,7 +35,8 @@ from sora_jax.train.state import TrainState
 
 # What may change between the first run in a workdir and the one that resumes it.
 FREE = (
-  "train.steps", "train.log_every", "train.checkpoint_every", "train.preview_every", "train.keep",
+  "train.steps", "train.log_every", "train.checkpoint_every", "train.preview_every",
+  "train.validate_every", "train.validate_batches", "train.keep",
   "train.mesh", "train.max_bad_steps", "data.workers",
 )  # fmt: skip
 

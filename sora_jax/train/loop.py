@@ -63,7 +63,7 @@ class _Run:
     self, config: ConfigDict, program: Program, shard: tuple[int, int], workdir: Path
   ) -> None:
     self.program, self.recipe, self.train = program, program.recipe, program.train
-    self.workdir, self.key = workdir, jax.random.key(int(config.seed))
+    self.workdir, self.key, self.shard = workdir, jax.random.key(int(config.seed)), shard
     with hosts.together():
       self.data = self.recipe.dataset(*shard)
     self.checkpoints = checkpoint.Checkpoints(workdir, self.train.keep, shard)
@@ -100,14 +100,16 @@ class _Run:
     shards.move(self.data, saved)
 
   def until_done(self, stop: Mapping[str, int]) -> dict[str, Any]:
-    every, vote, stopped = self.train.preview_every, hosts.Vote(), 0
+    vote, stopped = hosts.Vote(), 0
     while self.step < self.train.steps and not stopped:
       self.advance()
       stopped = vote(stop.get("signal", 0))
       done = self.step >= self.train.steps
       if done or stopped or self.step % self.train.checkpoint_every == 0:
         self.save(final=done or bool(stopped))
-      if every and self.step % every == 0:
+      if self._due(self.train.validate_every):
+        self.validate()
+      if self._due(self.train.preview_every):
         self.preview()
     self.checkpoints.wait()
     if not stopped:
@@ -164,6 +166,20 @@ class _Run:
     self.checkpoints.save(self.step, self.state, self.data.get_state())
     self.saved, self.rolled_back = self.step, False
     self.export()
+
+  def _due(self, every: int) -> bool:
+    return every > 0 and self.step % every == 0
+
+  def validate(self) -> None:
+    """Measures the averaged weights, in all processes together."""
+    assert hasattr(self.recipe, "validation")  # `program.build` saw to it
+    with hosts.together():
+      data = self.recipe.validation(*self.shard)
+    found = []
+    for number in range(self.train.validate_batches):
+      arrays = to_devices(numeric(next(data)), self.program.mesh)
+      found.append(self.program.validate(self.state.ema, arrays, np.int32(number)))
+    self.report.validated(self.step, jax.device_get(found))
 
   def preview(self) -> None:
     if not hasattr(self.recipe, "preview"):

@@ -126,6 +126,16 @@ class Metrics:
     if self._main:
       self._bar.write(f"step {step}: {event} {_short(details)}", file=sys.stderr)
 
+  def validated(self, step: int, found: list[dict[str, Any]]) -> None:
+    """Writes the means of what held-out batches gave, and says the loss on the terminal."""
+    means = {key: float(np.mean([numbers[key] for numbers in found])) for key in found[0]}
+    self._write({"step": step, "event": "validation", **means})
+    if self._main:
+      self._bar.write(f"step {step}: validation loss {means['loss']:.4g}", file=sys.stderr)
+    if self._board:
+      for key, value in means.items():
+        self._board.add_scalar(f"validation/{key}", value, step)
+
   def videos(self, step: int, videos: dict[str, np.ndarray], folder: Path) -> None:
     """Sample videos (uint8 `t h w 3`) as GIFs under `folder`, and in TensorBoard."""
     if not self._main:

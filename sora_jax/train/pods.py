@@ -67,13 +67,8 @@ def config(
           fps=shape.fps, loop=False,
         ),
       ),
-      sources=dict(
-        folder=dict(weight=float(not smoke), path="data/videos"),
-        worlds=dict(weight=float(smoke), count=16, seed=1),
-        manifest=dict(weight=0.0, path=""),
-        records=dict(weight=0.0, path=""),
-        tfds=dict(weight=0.0, source=""),
-      ),
+      sources=_sources(smoke, "train"),
+      validation=dict(clips=16 if smoke else 256, sources=_sources(smoke, "validation")),
     ),
     optim=dict(
       name="adamw", lr=1e-4, warmup=1000, schedule="constant", b2=0.95, decay=0.01, clip=1.0,
@@ -81,10 +76,22 @@ def config(
     ),
     train=dict(
       steps=4 if smoke else 100_000, batch_size=batch_size, accumulate=1, log_every=20,
-      checkpoint_every=1000, preview_every=0, keep=2, mesh=None, max_bad_steps=5,
+      checkpoint_every=1000, preview_every=0, validate_every=0, validate_batches=8, keep=2,
+      mesh=None, max_bad_steps=5,
     ),
     preview=("a red ball rolls from left to right",),
   ))  # fmt: skip
+
+
+def _sources(smoke: bool, split: str) -> dict[str, dict[str, object]]:
+  """A folder `data/train` or `data/validation`; for smoke tests worlds."""
+  return dict(
+    folder=dict(weight=float(not smoke), path=f"data/{split}"),
+    worlds=dict(weight=float(smoke), count=16, seed=1, split=split),
+    manifest=dict(weight=0.0, path=""),
+    records=dict(weight=0.0, path=""),
+    tfds=dict(weight=0.0, source=""),
+  )
 
 
 def divisible(tokens: int) -> int:

@@ -21,7 +21,7 @@ from sora_jax.errors import UserError
 from sora_jax.parallel import hosts, sharding
 from sora_jax.train import optim
 from sora_jax.train.state import TrainState
-from sora_jax.train.step import train_step
+from sora_jax.train.step import train_step, validation_step
 from sora_jax.typing import Array, Params, PRNGKey
 
 
@@ -41,9 +41,10 @@ class Recipe(Protocol):
   """What `sora_jax.train.<recipe>.build(config)` returns.
 
   It may also have `trainable` (regex of parameter paths; default: all), `sequence` (whether samples
-  are sequences that the mesh axis `context` can split; default: False), `preview(params, key)` ->
-  {name: uint8 video} and `export(params, workdir)`, which is called at each checkpoint and at the
-  end. The last two are given the averaged weights, and called in process 0 only.
+  are sequences that the mesh axis `context` can split; default: False), `validation`, which is
+  like `dataset` but of samples that are not trained on, `preview(params, key)` -> {name: uint8
+  video} and `export(params, workdir)`, which is called at each checkpoint and at the end. The last
+  two are given the averaged weights, and called in process 0 only.
   """
 
   def init(self, key: PRNGKey) -> Params:
@@ -70,6 +71,8 @@ class TrainConfig:
     batch_size: samples per step, over all hosts, devices and micro-batches.
     accumulate: micro-batches a batch is cut into; their gradients are averaged.
     preview_every: steps between sample videos; 0 = never.
+    validate_every: steps between measurements of the averaged weights' loss on the first
+      `validate_batches` of held-out samples; 0 = never.
     keep: checkpoints kept.
     mesh: axis sizes, see `sharding.make_mesh`; None = see `choose_mesh`.
     max_bad_steps: non-finite steps in a row before going back to the last checkpoint.
@@ -81,6 +84,8 @@ class TrainConfig:
   log_every: int = 10
   checkpoint_every: int = 1000
   preview_every: int = 0
+  validate_every: int = 0
+  validate_batches: int = 8
   keep: int = 2
   mesh: Mapping[str, int] | None = None
   max_bad_steps: int = 5
@@ -94,6 +99,7 @@ class Program:
     create: parameters -> the state before the first step.
     state: shapes, types and shardings of the state.
     step: (state, batch) -> (state, numbers), compiled when called; the state it is given is gone.
+    validate: (parameters, held-out batch, its number) -> numbers, compiled when called.
   """
 
   recipe: Recipe
@@ -102,6 +108,7 @@ class Program:
   create: Callable[[Params], TrainState]
   state: TrainState
   step: Any
+  validate: Any
 
   @property
   def shardings(self) -> Any:
@@ -123,6 +130,8 @@ def build(
   """
   train = build_section(TrainConfig, config.train)
   recipe = build_recipe(config)
+  if train.validate_every and not hasattr(recipe, "validation"):
+    raise UserError(f"The recipe {config.recipe} holds no samples out: set train.validate_every=0.")
   params = jax.eval_shape(recipe.init, jax.random.key(0))
   trainable = getattr(recipe, "trainable", ".*")
   optimizer = optim.build(config.optim, params, train.steps, trainable)
@@ -146,6 +155,7 @@ def build(
       lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings
     ),
     step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+    validate=jax.jit(functools.partial(validation_step, loss=recipe.loss, seed=int(config.seed))),
   )
 
 

@@ -61,6 +61,15 @@ def train_step(
   return state, values | {"grad_norm": norm, "lr": lr, "bad_streak": streak}
 
 
+def validation_step(
+  params: Params, batch: Any, number: Array, loss: Loss, seed: int
+) -> dict[str, Array]:
+  """The loss of a held-out batch, and what else it says: with the same noise each time."""
+  key = jax.random.fold_in(jax.random.key(seed), number)
+  value, extra = loss(params, batch, key, jnp.zeros((), jnp.int32))
+  return {"loss": value, **extra}
+
+
 def mean_gradient(
   objective: Callable[..., Any], params: Params, batch: Any, key: PRNGKey, accumulate: int
 ) -> tuple[Params, dict[str, Array]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,14 @@ class T2VRecipe:
     Raises:
       UserError: the autoencoder is not that of the model, or the clips cannot be had.
     """
+    return self._encoded({name: self.config.data.shapes[name] for name in self.shares})
+
+  @functools.cached_property
+  def held_out(self) -> dict[str, RecordSource]:
+    """Clips like `caches`, of the usual shape and the sources of `config.data.validation`."""
+    return self._encoded({"held out": dict(self.usual, **self.config.data.validation)})
+
+  def _encoded(self, shapes: Mapping[str, Any]) -> dict[str, RecordSource]:
     data = self.config.data
     vae, params = native.load_vae(self.config.vae)
     if vae.z_channels != self.dit.channels:
@@ -92,11 +100,10 @@ class T2VRecipe:
         f"transformer {self.dit.channels}: set model.channels={vae.z_channels}."
       )
     caches = {}
-    for name in self.shares:
-      shape = dict(data.shapes[name])
+    for name, section in shapes.items():
+      shape = dict(section, size=tuple(section["size"]))
       del shape["share"]
       sources = shape.pop("sources", data.sources)
-      shape["size"] = tuple(shape["size"])
       caches[name] = encode.cache(
         Path(data.cache), vae, params, sources, seed=self.config.seed, **shape
       )
@@ -124,15 +131,23 @@ class T2VRecipe:
     return self.config.data.shapes[next(iter(self.shares))]
 
   def dataset(self, shard_index: int, shard_count: int) -> Iterator[Any]:
+    return self._batches(self.caches, self.shares)(shard_index, shard_count)
+
+  def validation(self, shard_index: int, shard_count: int) -> Iterator[Any]:
+    return self._batches(self.held_out, {"held out": 1.0})(shard_index, shard_count)
+
+  def _batches(
+    self, caches: Mapping[str, RecordSource], shares: Mapping[str, float]
+  ) -> Callable[[int, int], Iterator[Any]]:
     config = self.config
     batches = Batches(
-      caches=self.caches, shares=self.shares, packer=self.packer, prompts=self.prompts,
+      caches=caches, shares=shares, packer=self.packer, prompts=self.prompts,
       mixture=config_lib.build(conditioning.Mixture, config.mixture),
       levels=config_lib.build(LevelSampler, config.levels),
       patch=self.dit.patch, cond_features=self.dit.cond_features, samples=config.data.samples,
       seed=config.seed,
     )  # fmt: skip
-    return batches(config.data.batching, shard_index, shard_count)
+    return functools.partial(batches, config.data.batching)
 
   def preview(self, params: Params, key: PRNGKey) -> dict[str, np.ndarray]:
     """Samples of the config's prompts, side by side."""

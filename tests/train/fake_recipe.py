@@ -52,8 +52,14 @@ class Recipe:
     return {"x": shape(8), "y": shape(4)}
 
   def dataset(self, shard_index: int, shard_count: int) -> Any:
+    return self._stream(7, shard_index, shard_count)
+
+  def validation(self, shard_index: int, shard_count: int) -> Any:
+    return self._stream(8, shard_index, shard_count)
+
+  def _stream(self, seed: int, shard_index: int, shard_count: int) -> Any:
     data = self.config.data
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(seed)
     x = rng.normal(size=(data.count, 8)).astype(np.float32)
     y = np.sin(x[:, :4] + x[:, 4:])
     y[list(data.poison)] = np.inf
@@ -87,7 +93,8 @@ def get_config(**train: Any) -> ConfigDict:
     "optim": {"name": "adamw", "lr": 1e-2, "warmup": 2, "ema_decay": 0.9},
     "train": {
       "steps": 12, "batch_size": 8, "accumulate": 1, "log_every": 1, "checkpoint_every": 4,
-      "preview_every": 0, "keep": 2, "mesh": None, "max_bad_steps": 3,
+      "preview_every": 0, "validate_every": 0, "validate_batches": 2,
+      "keep": 2, "mesh": None, "max_bad_steps": 3,
     },
   })  # fmt: skip
   config.train.update(train)

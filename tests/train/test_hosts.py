@@ -14,13 +14,13 @@ import jax
 import numpy as np
 import pytest
 import run_hosts
-from test_loop import lines, losses, saved
+from test_loop import held_out, lines, losses, saved
 
 from sora_jax.errors import UserError
 from sora_jax.parallel import hosts, sharding
 
 MESH = {"data": 2, "fsdp": 2}
-TRAIN = {"steps": 6, "checkpoint_every": 3, "preview_every": 3, "mesh": MESH}
+TRAIN = {"steps": 6, "checkpoint_every": 3, "preview_every": 3, "validate_every": 3, "mesh": MESH}
 
 
 def free_port() -> int:
@@ -76,9 +76,10 @@ def same_weights(a, b) -> None:
 
 
 def same_losses(a, b) -> None:
-  expected = losses(b)
-  assert losses(a).keys() == expected.keys()
-  np.testing.assert_allclose(list(losses(a).values()), list(expected.values()), rtol=1e-5)
+  for found in (losses, held_out):
+    expected = found(b)
+    assert expected and found(a).keys() == expected.keys()
+    np.testing.assert_allclose(list(found(a).values()), list(expected.values()), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,12 @@ def losses(workdir) -> dict[int, float]:
   return {line["step"]: line["loss"] for line in lines(workdir) if "event" not in line}
 
 
+def held_out(workdir) -> dict[int, float]:
+  """Losses on the held-out batches, by step."""
+  found = [line for line in lines(workdir) if line.get("event") == "validation"]
+  return {line["step"]: line["loss"] for line in found}
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
   """Twelve uninterrupted steps."""
@@ -286,3 +292,30 @@ def test_previews_and_exports_see_the_average(tmp_path, rng):
   np.testing.assert_array_equal(seen[-1][1], state[".ema['mid']['bias']"])
   assert not np.array_equal(seen[-1][1], state[".params['mid']['bias']"])
   assert len(list((tmp_path / "previews").glob("*.gif"))) == 2
+
+
+def test_held_out_batches_measure_the_averaged_weights(tmp_path):
+  config = fake_recipe.get_config(validate_every=6, validate_batches=3)
+  loop.fit(config, tmp_path)
+  found = held_out(tmp_path)
+  assert sorted(found) == [6, 12] and found[12] < found[6]
+  ema = {
+    name: {leaf: saved(tmp_path)[f".ema['{name}']['{leaf}']"] for leaf in ("kernel", "bias")}
+    for name in ("patch_in", "mid", "patch_out")
+  }
+  recipe, data = fake_recipe.Recipe(config), fake_recipe.Recipe(config).validation(0, 1)
+  expected = [
+    recipe.loss(ema, loop.numeric(next(data)), jax.random.fold_in(jax.random.key(3), i), 0)[0]
+    for i in range(3)
+  ]
+  assert found[12] == pytest.approx(float(np.mean(expected)), rel=1e-5)
+
+
+def test_what_holds_nothing_out_says_so(tmp_path):
+  class Plain(fake_recipe.Recipe):
+    validation = property()
+
+  config = fake_recipe.get_config(validate_every=6)
+  fake_recipe.use(Plain)
+  with pytest.raises(UserError, match="holds no samples out: set train.validate_every=0"):
+    loop.fit(config, tmp_path)
