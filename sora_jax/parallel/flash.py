@@ -28,8 +28,8 @@ from sora_jax.typing import Array, Float, Int
 LANES = 128
 BLOCKS = (1024, 896, 768, 640, 512, 384, 256, 128)
 WASTE = 1.02  # a larger block is worth so much padding
-VMEM = 96 << 20  # of 128 MiB on v5p and v6e
-QUERIES = 48 << 20  # bytes of the queries' gradient that are kept in VMEM
+VMEM = 60 << 20  # of the 64 MiB that a program has on v5p and 7x, and 128 on v6e
+QUERIES = 32 << 20  # bytes of the queries' gradient that are kept in VMEM
 LOG2E = math.log2(math.e)
 
 NT = (((1,), (1,)), ((), ()))  # contract the last axes

@@ -17,8 +17,8 @@ nothing, and collectives not at all. Here each instruction counts as often as it
                 Asynchronous ones count where they start. An all-reduce fused with slices of its
                 result is how a TPU's compiler writes a reduce-scatter, and counts as one. `far` is
                 the part of `wire` that goes from host to host (`groups.between_hosts`).
-  cycles        The TPU compiler's `estimated_cycles`, one after the other. Collectives and custom
-                calls have none, and neither have programs of other compilers.
+  cycles        The TPU compiler's `estimated_cycles`, one after the other; what it cannot tell, and
+                gives 2^63 - 1, is none. Collectives, custom calls and other compilers have none.
   flops         2 per multiply-add of dots and convolutions, as XLA's HloCostAnalysis counts them:
                 without those with padding or with the zeros of a dilation.
   custom calls  A Pallas kernel under its own name, others (cuDNN) under their target's. Their flops
@@ -301,7 +301,7 @@ class _Tally:
       kind = op.opcode.removesuffix("-start")
       inner: list[tuple[_Computation, int]] = []
       if not fused:  # a fusion's estimate is of all that is in it
-        self.cycles += times * int(op.find(r'"estimated_cycles":"(\d+)"') or 0)
+        self.cycles += times * int(op.find(r'"estimated_cycles":"(\d{1,18})"') or 0)
       match kind:
         case "while":
           if (trips := _trips(program, op, frame)) is None:
