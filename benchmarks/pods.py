@@ -27,8 +27,8 @@ WEAK = "configs/sora_1b.py"
 MINUTE = f"{LONG}:1080p60s"
 LENGTH = 46_080  # tokens of a clip on four chips, so that on 64 it is a minute of 1080p
 SIZES = {4: "v5p:2x2x1", 64: "v5p:4x4x4", 512: "v5p:8x8x8"}
-ONE_LEVEL = "train.batch_size=4 packing.length=8192 packing.cond_rows=1"
-PACKED = "train.batch_size=1 packing.cond_rows=8 packing.text_length=2048"
+ONE_LEVEL = "train.batch_size={clips} packing.length={tokens} packing.cond_rows=1"
+PACKED = "packing.cond_rows=8 packing.text_length=2048"
 
 # What a row is compared with is the first of its group. Rows: config, topology, step, overrides.
 GROUPS = {
@@ -52,8 +52,12 @@ GROUPS = {
   ),
   # The same tokens and prompts: a sample in each sequence with one noise level, or four with two.
   "conditions": tuple(
+    (WAN, SIZES[64], "train", f"train.mesh={{'fsdp':16,'context':4}} {change}")
+    for change in (ONE_LEVEL.format(clips=64, tokens=18_944), PACKED)
+  ),
+  "narrow": tuple(
     (SMALL, SIZES[4], "train", f"train.mesh={{'context':4}} {change}")
-    for change in (ONE_LEVEL, PACKED)
+    for change in (ONE_LEVEL.format(clips=4, tokens=8192), f"train.batch_size=1 {PACKED}")
   ),
   "minute": tuple(
     (MINUTE, pod, mode, "") for pod in ("v5p:4x8x8", "tpu7x:4x4x8") for mode in ("train", "sample")

@@ -124,7 +124,7 @@ def tables(groups: Mapping[str, Sequence[Line]], peer: Sequence[Line]) -> dict[s
   made = {}
   for group, lines in groups.items():
     if lines:
-      compared = group in ("batch", "length", "conditions", "tokens")
+      compared = group in ("batch", "length", "conditions", "narrow", "tokens")
       made[group] = (growth if compared else needs)(lines)
     if group in ("wan", "forward") and (pairs := matched(lines, peer)):
       made[f"{group} beside the peer"] = beside(pairs)

@@ -189,7 +189,7 @@ class CausalConv(nn.Module):
     kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
     bias = self.param("bias", self.bias_init, (self.features,))
     # Whole, whatever it is split over: what moves is kernels, and of a video only its borders.
-    (kernel,) = gather({"/".join((*self.path, "kernel")): kernel}, self.dtype).values()
+    kernel = gather("/".join((*self.path, "kernel")), kernel, self.dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     depth = self.kernel[0] - self.strides[0]
     past = swap_past(self, x, depth, before)

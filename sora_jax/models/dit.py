@@ -23,10 +23,10 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from sora_jax.models.attention import SAVED
-from sora_jax.models.layers import Attention, LayerNorm, Mlp, sinusoid
+from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp, sinusoid
 from sora_jax.models.patch import Patch, rope_angles
 from sora_jax.models.tokens import Tokens, select_rows
-from sora_jax.parallel.sharding import constrain, gather
+from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Float, Params
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -146,7 +146,7 @@ class DiT(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: Tokens) -> Float[Array, "b n p"]:
-    dense = lambda name, width: nn.Dense(width, dtype=self.dtype, name=name)  # noqa: E731
+    dense = lambda name, width: Dense(width, dtype=self.dtype, name=name)  # noqa: E731
     x = dense("patch_in", self.width)(tokens.values)
     if self.absolute:
       x = x + dense("position_in", self.width)(position_features(tokens))
@@ -157,10 +157,8 @@ class DiT(nn.Module):
     angles = rope_angles(tokens.positions, tokens.period, self.width // self.heads)
 
     block = Block
-    if not self.is_initializing():
-      block = nn.map_variables(block, "params", functools.partial(gather, dtype=self.dtype))
     if self.remat != "none":
-      block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
+      block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
     blocks = nn.scan(
       block,
       variable_axes={"params": 0},
@@ -177,7 +175,7 @@ class DiT(nn.Module):
     shift, scale = (select_rows(embedding + row, tokens.cond_index) for row in offset)
     y = modulate(LayerNorm(self.eps)(x), shift, scale)
     outputs = 2 * self.patch_width if self.affine else self.patch_width
-    head = nn.Dense(outputs, kernel_init=nn.initializers.zeros, name="patch_out")
+    head = Dense(outputs, kernel_init=nn.initializers.zeros, name="patch_out")
     y = head(y.astype(jnp.float32))
     if not self.affine:
       return y
@@ -197,12 +195,17 @@ class DiT(nn.Module):
   def _time(
     self, cond: Float[Array, "b k c"]
   ) -> tuple[Float[Array, "b k d"], Float[Array, "b k 6 d"]]:
-    """Embeds every cond row, once; computed in float32 (bfloat16 cannot tell 0.997 from 1)."""
+    """Embeds every cond row, once; computed in float32 (bfloat16 cannot tell 0.997 from 1).
+
+    There are few rows and large kernels, so on a mesh each device works on all rows with its part
+    of the kernels, and is given the modulation of its own.
+    """
     features = jnp.concatenate(
       [sinusoid(1000.0 * cond[..., 0], self.freq_width), cond[..., 1:]], axis=-1
     )
-    e = nn.silu(nn.Dense(self.width, name="time_in")(features))
-    e = nn.Dense(self.width, name="time_out")(e)
+    e = constrain(features, "rows")
+    e = nn.silu(constrain(nn.Dense(self.width, name="time_in")(e), "rows"))
+    e = constrain(nn.Dense(self.width, name="time_out")(e), "rows")
     zeros = nn.initializers.zeros  # adaLN-Zero: every block starts as the identity
     modulation = nn.Dense(6 * self.width, kernel_init=zeros, name="time_modulation")(nn.silu(e))
     return e, rearrange(modulation, "b k (six d) -> b k six d", six=6)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sora_jax.models.patch import rotate
 from sora_jax.parallel.attention import attend
-from sora_jax.parallel.sharding import constrain
+from sora_jax.parallel.sharding import constrain, gather
 from sora_jax.typing import Array, Float, Int
 
 
@@ -47,6 +47,22 @@ class LayerNorm(nn.Module):
     return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
+class Dense(nn.Module):
+  """A linear map of the last axis. On a mesh its kernel is gathered where it is used."""
+
+  features: int
+  dtype: Any = None
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    kernel = gather("/".join((*self.path, "kernel")), kernel, self.dtype)
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    return x @ kernel + bias
+
+
 class Mlp(nn.Module):
   """Two linear maps around a tanh-approximated GELU."""
 
@@ -56,8 +72,8 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    x = nn.Dense(self.hidden, dtype=self.dtype, name="up")(x)
-    return nn.Dense(self.out, dtype=self.dtype, name="down")(nn.gelu(x, approximate=True))
+    x = Dense(self.hidden, dtype=self.dtype, name="up")(x)
+    return Dense(self.out, dtype=self.dtype, name="down")(nn.gelu(x, approximate=True))
 
 
 class Attention(nn.Module):
@@ -87,7 +103,7 @@ class Attention(nn.Module):
     cross = source is not None
     source = x if source is None else source
     source_ids = ids if source_ids is None else source_ids
-    dense = lambda name: nn.Dense(self.width, dtype=self.dtype, name=name)  # noqa: E731
+    dense = lambda name: Dense(self.width, dtype=self.dtype, name=name)  # noqa: E731
     q = RMSNorm(self.eps, name="q_norm")(dense("q")(x))
     k = RMSNorm(self.eps, name="k_norm")(dense("k")(source))
     v = dense("v")(source)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from sora_jax.errors import UserError
-from sora_jax.models.layers import Attention, LayerNorm, Mlp
+from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp
+from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Float, Int
 
 
@@ -45,13 +46,13 @@ class TextEncoder(nn.Module):
     table = self.param("pieces", nn.initializers.normal(1.0), (self.vocabulary, self.table_width))
     position = self.param("position", nn.initializers.normal(0.02), (self.length, self.width))
     place = jnp.sum(jnp.tril(ids[:, :, None] == ids[:, None, :], -1), axis=-1)  # in its prompt
-    x = nn.Dense(self.width, dtype=self.dtype, name="table_in")(jnp.take(table, pieces, axis=0))
-    x = x + jnp.take(position, place, axis=0, mode="clip").astype(x.dtype)
+    x = Dense(self.width, dtype=self.dtype, name="table_in")(jnp.take(table, pieces, axis=0))
+    x = constrain(x + jnp.take(position, place, axis=0, mode="clip").astype(x.dtype), "tokens")
     for i in range(self.layers):
       attention = Attention(self.width, self.heads, dtype=self.dtype, name=f"attention_{i}")
       x = x + attention(LayerNorm(affine=True, name=f"norm_{i}a")(x), ids)
       mlp = Mlp(4 * self.width, self.width, self.dtype, name=f"mlp_{i}")
-      x = x + mlp(LayerNorm(affine=True, name=f"norm_{i}b")(x))
+      x = constrain(x + mlp(LayerNorm(affine=True, name=f"norm_{i}b")(x)), "tokens")
     return LayerNorm(affine=True, name="norm_out")(x).astype(jnp.float32)
 
 

@@ -49,7 +49,7 @@ class Tokens:
     return select_rows(self.cond[..., :1], self.cond_index)[..., 0]
 
 
-FEW = 16  # rows
+FEW = 4  # rows
 
 
 def select_rows(table: Float[Array, "b k m"], index: Int[Array, "b n"]) -> Float[Array, "b n m"]:

@@ -35,6 +35,7 @@ BATCH = ("data", "fsdp")
 WEIGHTS = ("fsdp", "context")
 SPACE = ("context", "tensor", *BATCH)
 COPIED = 8  # parameters of more than such a part of a device's memory are not copied to each
+DIVIDED = 32  # devices among which parameters are divided, besides those of a clip
 
 Rules = Sequence[tuple[str, P]]
 
@@ -63,6 +64,7 @@ UPDATED = re.compile(r"(opt_state|ema)/")
 ACTIVATIONS: dict[str, P] = {
   "tokens": P(BATCH, "context", None),  # b n d
   "hidden": P(BATCH, "context", "tensor"),  # b n f, inside attention or a feed-forward layer
+  "rows": P(None, None, None),  # b k d, of cond rows
   "video": P(BATCH, None, SPACE, SPACE, None),  # b t h w c, of pixels, features or latents
 }
 
@@ -107,18 +109,29 @@ def suggest(
 ) -> dict[str, int]:
   """Axis sizes for a batch of `rows`: as many devices as divide it, sequences over the others.
 
+  Parameters are copied if they are few, and else divided over at most `DIVIDED` of the former, or
+  as many as it takes: over more, each would keep hardly less, and XLA gathers over all chips of a
+  slice at once by adding up zeros.
+
   Args:
-    state: bytes of all parameters; few are copied to each device, many divided.
+    state: bytes of all parameters.
     memory: bytes that a device has; default: what it says.
     sequence: whether there are sequences to divide; if not, some devices may be left.
   """
   if memory is None:
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
-  batch = "fsdp" if memory and state > memory / COPIED else "data"
-  if not sequence:
-    return {batch: max(n for n in range(1, len(devices) + 1) if rows % n == 0)}
-  ways = math.gcd(rows, len(devices))
-  return {batch: ways, "context": len(devices) // ways}
+  count = len(devices)
+  if sequence:
+    ways = math.gcd(rows, count)
+    context = count // ways
+  else:
+    ways = max(n for n in range(1, count + 1) if rows % n == 0)
+    context = 1
+  fsdp = 1
+  if memory and state > memory / COPIED:
+    enough = max(DIVIDED, math.ceil(COPIED * state / (memory * context)))
+    fsdp = min((n for n in range(enough, ways) if ways % n == 0), default=ways)
+  return {"data": ways // fsdp, "fsdp": fsdp, "context": context}
 
 
 def path_string(path: tuple[Any, ...]) -> str:
@@ -175,24 +188,19 @@ def spread(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   return P(*entries)
 
 
-def gather(params: Any, dtype: Any, rules: Rules = RULES) -> Any:
-  """Parameters as a layer uses them: whole but for `tensor`, and kernels in `dtype`.
+def gather(path: str, kernel: jax.Array, dtype: Any, rules: Rules = RULES) -> jax.Array:
+  """A parameter as a layer uses it: whole but for `tensor`, and in `dtype` (None: its own).
 
-  They travel in `dtype`, and so do their gradients, to the devices that keep their parts: one mesh
+  It travels in that type, and so does its gradient, to the devices that keep its parts: one mesh
   axis after the other, since XLA gathers over all chips of a slice at once by adding up zeros.
   """
   mesh = jax.sharding.get_abstract_mesh()
-
-  def use(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-    name = path_string(path)
-    to = leaf.dtype if dtype is None or not name.endswith("kernel") else dtype
-    if mesh.empty or mesh.size == 1:
-      return leaf.astype(to)
-    rule = find_rule(name, rules)
-    split = fit_spec(rule[1] if rule else P(), leaf.shape, mesh)
-    return _gather(leaf, leaf.dtype, to, split)
-
-  return jax.tree_util.tree_map_with_path(use, params)
+  to = kernel.dtype if dtype is None else dtype
+  if mesh.empty or mesh.size == 1:
+    return kernel.astype(to)
+  rule = find_rule(path, rules)
+  split = fit_spec(rule[1] if rule else P(), kernel.shape, mesh)
+  return _gather(kernel, kernel.dtype, to, split)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

@@ -69,7 +69,10 @@ class T2VRecipe:
   def loss(
     self, params: Params, batch: Any, key: PRNGKey, step: Array
   ) -> tuple[Scalar, dict[str, Scalar]]:
-    tokens = read_prompts(self.text, params["text"], batch)
+    read = read_prompts
+    if self.dit.remat != "none":  # or the gathered encoder would be kept for the backward pass
+      read = jax.checkpoint(read_prompts, static_argnums=0)
+    tokens = read(self.text, params["text"], batch)
     model = lambda tokens: self.dit.apply({"params": params["dit"]}, tokens)  # noqa: E731
     return flow_matching(model, tokens, key)
 

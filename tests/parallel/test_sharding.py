@@ -169,3 +169,20 @@ def test_sharded_parameters_compute_the_same(rng):
   assert not sharded["blocks"]["self_attn"]["q"]["kernel"].sharding.is_fully_replicated
   batch = jax.device_put(x, sharding.batch_sharding(mesh))
   np.testing.assert_allclose(jax.jit(apply)(sharded, batch), apply(tree, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("rows", "state", "sizes"),
+  [
+    (16, 100, {"data": 16, "fsdp": 1, "context": 32}),  # few parameters are copied
+    (16, 1_000, {"data": 1, "fsdp": 16, "context": 32}),
+    (512, 1_000, {"data": 16, "fsdp": 32, "context": 1}),  # more than 32 devices save nothing
+    (512, 60_000, {"data": 1, "fsdp": 512, "context": 1}),  # unless the parameters are many
+    (512, 12_000, {"data": 4, "fsdp": 128, "context": 1}),
+    (64, 12_000, {"data": 2, "fsdp": 32, "context": 8}),  # those of a clip divide them, too
+    (3, 1_000, {"data": 1, "fsdp": 1, "context": 512}),
+  ],
+)
+def test_a_mesh_for_a_batch(rows, state, sizes):
+  """512 devices of 800 bytes: 100 of them for the parameters."""
+  assert sharding.suggest(rows, jax.devices()[:1] * 512, state, 800) == sizes
