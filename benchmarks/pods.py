@@ -85,7 +85,7 @@ def plan(row: tuple[str, ...]) -> dict[str, Any]:
   if done.returncode:
     return {"row": list(row), "error": f"exit status {done.returncode}"}
   made = json.loads(done.stdout) | {"row": list(row)}
-  return made if made["source"] == "compiled" else {"row": list(row), "error": "no compiler"}
+  return made if made["source"] == "compiled" else {"row": list(row), "error": made["source"]}
 
 
 def read(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:

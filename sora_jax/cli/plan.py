@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   config = config_lib.load(name, args.overrides)
   target = topology.parse(args.topology)
 
-  from sora_jax.plan import estimate, measure, search
+  from sora_jax.plan import estimate, search
 
   steps = args.steps or int(config.train.steps)
   if args.search:
@@ -65,7 +65,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for plan in plans:
       print(plan.text(steps))
     return {"plans": [plan.json() for plan in plans]}
-  make = measure.measure if topology.installed(target.chip) else estimate.estimate
-  plan = make(config, name, target, args.mode)
+  plan = estimate.plan(config, name, target, args.mode)
   print(plan.text(steps))
   return plan.json()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from sora_jax.errors import UserError
 from sora_jax.models.dit import DiT
 from sora_jax.parallel.attention import neighbours
 from sora_jax.parallel.sharding import WEIGHTS
-from sora_jax.plan import groups, measure
+from sora_jax.plan import groups, measure, topology
 from sora_jax.plan.report import Memory, Plan, Work
 from sora_jax.plan.topology import Topology
 from sora_jax.train import program as program_lib
@@ -39,6 +39,26 @@ class Facts:
 def facts(config: ConfigDict, mode: str) -> Facts:
   """Of a config of text to video."""
   return Facts(measure.model_flops(config, mode), _residual_bytes(config) if mode == "train" else 0)
+
+
+def plan(
+  config: ConfigDict, name: str, target: Topology, mode: str = "train", known: Facts | None = None
+) -> Plan:
+  """As `measure.measure` if that can be; else estimated, with its memory if the compiler says it.
+
+  Raises:
+    UserError: see `measure.measure` and `estimate`.
+  """
+  if not topology.installed(target.chip):
+    return estimate(config, name, target, mode, known=known)
+  try:
+    return measure.measure(config, name, target, mode)
+  except measure.TooLargeError as error:
+    made = estimate(config, name, target, mode, topology.devices(target), known)
+    memory = made.memory
+    peak = memory.params + memory.optimizer + error.temporaries
+    memory = replace(memory, activations=error.temporaries, peak=peak)
+    return replace(made, source="refused", memory=memory)
 
 
 def estimate(

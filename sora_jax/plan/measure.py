@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,13 +22,30 @@ from sora_jax.generate.denoise import read_prompts, solve
 from sora_jax.models.tokens import Tokens
 from sora_jax.parallel import sharding
 from sora_jax.plan import flops, hlo, topology
-from sora_jax.plan.report import Memory, Plan, Work
+from sora_jax.plan.report import GIB, Memory, Plan, Work
 from sora_jax.plan.topology import Topology
 from sora_jax.train import program as program_lib
 from sora_jax.train.program import Program
 
 # Forwards: five products instead of two (parallel/flash.py), or seven (parallel/flash_gpu.py).
 BACKWARD = dict(tpu=2.5, gpu=3.5)
+
+# What a compiler says of a program that does not fit: GiB of its temporaries, or of all there is.
+NEEDED = re.compile(r"HLO temporaries \(([\d.]+)G\)|Used ([\d.]+)G of [\d.]+G hbm")
+
+
+class TooLargeError(UserError):
+  """The compiler refused a program for the memory that it needs.
+
+  Attributes:
+    temporaries: bytes of a device, besides its parts of the weights and their state.
+  """
+
+  def __init__(self, temporaries: int):
+    super().__init__(
+      f"The program needs {temporaries / GIB:.2f} GiB of a device, more than it has."
+    )
+    self.temporaries = temporaries
 
 
 def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train") -> Plan:
@@ -38,6 +56,7 @@ def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train"
       guidance: two sequences at a time; "forward", the transformer alone, on a batch as it is.
 
   Raises:
+    TooLargeError: the compiler refuses, because it would not fit.
     UserError: what the config says cannot be, or nothing that compiles for the chip is installed.
   """
   config = for_mode(config, mode)
@@ -45,14 +64,21 @@ def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train"
   program = program_lib.build(config, devices, capacity)
   check_mesh(program.mesh, target)
   lowered = {"train": train, "sample": sample, "forward": forward}[mode](program)
+  params, rest = state_bytes(program, mode)
   start = time.perf_counter()
-  with topology.uncached():
-    costs = hlo.costs(lowered.compile(), target.chip.per_host)
+  try:
+    with topology.uncached():
+      costs = hlo.costs(lowered.compile(), target.chip.per_host)
+  except jax.errors.JaxRuntimeError as error:
+    if (found := NEEDED.search(str(error))) is None:
+      raise
+    temporaries = float(found[1]) * GIB if found[1] else float(found[2]) * GIB - params - rest
+    raise TooLargeError(int(temporaries)) from error
   seconds = time.perf_counter() - start
   model = model_flops(config, mode)
-  params, rest = state_bytes(program, mode)
   dit = getattr(program.recipe, "dit", None)
   batch = program.recipe.batch()
+  backward = BACKWARD["gpu" if target.chip.per_host else "tpu"]
   peak = costs.memory.arguments + costs.memory.temporaries
   peak += costs.memory.outputs - costs.memory.aliased
   return Plan(
@@ -63,7 +89,7 @@ def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train"
     tokens=batch["segments"].shape[1] if "segments" in batch else 0,
     clips=clips(program, mode),
     memory=Memory(params, rest, peak - params - rest, peak, capacity),
-    work=work(costs, model / program.mesh.size, attention_flops(program, mode)),
+    work=work(costs, model / program.mesh.size, attention_flops(program, mode), backward),
     compile_seconds=seconds,
   )  # fmt: skip
 
@@ -189,11 +215,12 @@ def attention_flops(program: Program, mode: str) -> float:
   return 4.0 * rows * pairs / program.mesh.size
 
 
-def work(costs: hlo.Costs, model: float, attention: float) -> Work:
+def work(costs: hlo.Costs, model: float, attention: float, backward: float) -> Work:
   """What a compiled program does, beside what it is for.
 
   Args:
     model: FLOPs asked for, on a device. attention: of one forward pass of attention alone.
+    backward: how many forward passes the kernels' backward pass is worth.
   """
   passes = {
     way: sum(c.flops for name, c in costs.custom_calls.items() if f"attention_{way}" in name)
@@ -202,9 +229,9 @@ def work(costs: hlo.Costs, model: float, attention: float) -> Work:
   total = sum(passes.values())
   forwards = padding = None
   if total and attention:
-    times = max(1, round(passes["forward"] / attention))  # padding is less than half of it
-    padding = passes["forward"] / (times * attention) - 1
-    forwards = total / attention / (1 + padding)
+    computed = passes["backward"] / backward or passes["forward"]  # forward may run again
+    padding = computed / attention - 1
+    forwards = total / computed
   kernels = sum(c.flops for c in costs.custom_calls.values())
   return Work(
     model=model,

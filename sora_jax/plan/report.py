@@ -57,7 +57,8 @@ class Plan:
   """All that `sora-jax plan` says of a program on a topology.
 
   Attributes:
-    source: "compiled", or "estimated" where no compiler for the chip is installed.
+    source: "compiled"; "estimated" where no compiler for the chip is installed; or "refused": the
+      memory is what a compiler says that it would need, and all else is estimated.
     params: in all. tokens: of a clip, or of a sequence of packed ones; 0 if there are none.
     clips: of a step, on all devices together.
     compile_seconds: how long that took here.
@@ -131,6 +132,8 @@ class Plan:
     source = self.source
     if self.source == "compiled":
       source += f" in {self.compile_seconds:.0f} s"
+    elif self.source == "refused":
+      source = "memory by the compiler, which refused; the rest estimated"
     verdict = "fits" if self.fits else f"DOES NOT FIT: {self.advice()}"
     lines = [
       f"{self.config} on {self.topology} ({self.chips} chips), {self.mode}: {verdict}",

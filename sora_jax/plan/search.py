@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from sora_jax.plan import measure, topology
-from sora_jax.plan.estimate import estimate, facts
+from sora_jax.plan.estimate import estimate, facts, plan
 from sora_jax.plan.report import Plan
 from sora_jax.plan.topology import Topology
 
@@ -43,9 +43,9 @@ def search(
     plans.append((estimate(one, name, target, mode, devices, known), one))
   plans.sort(key=lambda pair: _rank(pair[0]))
   if not compiles:
-    return [plan for plan, _ in plans[:best]]
+    return [made for made, _ in plans[:best]]
   bar = tqdm(plans[:best], desc="compiling", unit="mesh", file=sys.stderr)
-  return sorted((measure.measure(one, name, target, mode) for _, one in bar), key=_rank)
+  return sorted((plan(one, name, target, mode) for _, one in bar), key=_rank)
 
 
 def meshes(config: ConfigDict, count: int) -> Iterator[dict[str, int]]:
@@ -61,5 +61,5 @@ def meshes(config: ConfigDict, count: int) -> Iterator[dict[str, int]]:
     yield dict(data=data, fsdp=fsdp, context=context, tensor=tensor)
 
 
-def _rank(plan: Plan) -> tuple[bool, float]:
-  return not plan.fits, plan.seconds
+def _rank(made: Plan) -> tuple[bool, float]:
+  return not made.fits, made.seconds

@@ -320,6 +320,13 @@ def test_trips_follow_from_start_step_and_limit(limit, following, unit, trips):
   assert found.cycles == 10 * (1 if trips is None else trips)
 
 
+def test_cycles_that_the_compiler_cannot_tell_are_none():
+  found = read(
+    'ROOT %f = f32[64,128] copy(%x), backend_config={"estimated_cycles":"9223372036854775807"}'
+  )
+  assert found.cycles == 0
+
+
 def test_cycles_of_a_fusion_are_not_counted_again_within():
   found = read(
     'ROOT %f = f32[64,128] fusion(%x), calls=%in, backend_config={"estimated_cycles":"100"}',

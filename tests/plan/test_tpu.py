@@ -13,7 +13,8 @@ from jax.experimental import pallas as pl
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sora_jax.plan import hlo, topology
+from sora_jax import config as config_lib
+from sora_jax.plan import estimate, hlo, topology
 from sora_jax.plan.hlo import Collective, CustomCall
 
 if util.find_spec("libtpu") is None:
@@ -154,3 +155,12 @@ def test_a_loop_of_unknown_length_counts_once_and_is_named(pod):
   found = costs(mesh_of(pod), f, ((8, 128), jnp.float32), ((), jnp.int32), specs=[P(), P()])
   assert found.collectives["all-reduce"].count == 1
   assert list(found.unknown_loops.values()) == [1]
+
+
+@pytest.mark.slow
+def test_what_the_compiler_refuses_does_not_fit():
+  config = config_lib.load("configs/wan_1_3b.py", ["train.batch_size=1"])
+  made = estimate.plan(config, "wan", topology.parse("v5e:1x1"))
+  assert (made.source, made.fits, made.work.cycles) == ("refused", False, None)
+  assert made.memory.peak > 2 * made.memory.capacity
+  assert "DOES NOT FIT" in made.text(10)
