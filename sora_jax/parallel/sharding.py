@@ -24,9 +24,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from sora_jax.errors import UserError
 
@@ -188,13 +190,14 @@ def spread(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   return P(*entries)
 
 
-def gather(path: str, kernel: jax.Array, dtype: Any, rules: Rules = RULES) -> jax.Array:
+def gather(path: str, kernel: ArrayLike, dtype: Any, rules: Rules = RULES) -> jax.Array:
   """A parameter as a layer uses it: whole but for `tensor`, and in `dtype` (None: its own).
 
   It travels in that type, and so does its gradient, to the devices that keep its parts: one mesh
   axis after the other, since XLA gathers over all chips of a slice at once by adding up zeros.
   """
   mesh = jax.sharding.get_abstract_mesh()
+  kernel = jnp.asarray(kernel)
   to = kernel.dtype if dtype is None else dtype
   if mesh.empty or mesh.size == 1:
     return kernel.astype(to)
