@@ -49,7 +49,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.stages import Lowered
-from pods import COLUMNS, cells
+from pods_page import COLUMNS, cells
 from timing import ROOT
 
 from sora_jax.plan import hlo, topology
