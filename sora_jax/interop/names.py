@@ -1,12 +1,22 @@
 """Name tables between published state dicts and our parameter trees, both ways.
 
-A table is a list of rules; each maps one family of tensors. The published side is a flat dict of
-numpy arrays, ours a nested dict. Every tensor must be consumed exactly once.
+A table is a list of rules; each maps one family of tensors. The published side is a mapping of
+numpy arrays (which may read a tensor only when it is asked for), ours a nested dict. Every tensor
+must be consumed exactly once.
+
+Each `interop/<model>.py` has the table of one published class and three functions around it:
+
+  NAME                    its class, as `_class_name` or `architectures` of a config.json has it
+  from_config(config)     our module, from a published config.json
+  to_config(module)       the config.json with which the reference implementation builds it
+  rules(module)           the table
+  shapes(module)          our parameters' shapes, computing nothing
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,59 +28,95 @@ from sora_jax.typing import Params
 
 @dataclass(frozen=True)
 class Rule:
-  """One tensor, or with `{i}` in its published name one per scanned layer, stacked on axis 0.
+  """One tensor, or one per scanned layer, stacked on axis 0.
 
   Attributes:
-    theirs: published name. ours: our path, joined by "/".
+    theirs: published name, with `{i}` where the number of a layer stands.
+    ours: our path, joined by "/".
     to_ours, to_theirs: layout changes of one layer's array, inverse to one another.
+    layers: how many are stacked; 0 is one tensor that is not.
   """
 
   theirs: str
   ours: str
   to_ours: Callable[[np.ndarray], np.ndarray] = lambda x: x
   to_theirs: Callable[[np.ndarray], np.ndarray] = lambda x: x
+  layers: int = 0
+
+  @property
+  def names(self) -> list[str]:
+    """The published tensors, in the order of the layers."""
+    return [self.theirs.format(i=i) for i in range(self.layers)] if self.layers else [self.theirs]
 
 
-def linear(theirs: str, ours: str) -> list[Rule]:
+def linear(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
   """Kernel and bias of a linear layer; published kernels are (out, in)."""
-  return [
-    Rule(f"{theirs}.weight", f"{ours}/kernel", np.transpose, np.transpose),
-    Rule(f"{theirs}.bias", f"{ours}/bias"),
-  ]
+  kernel = Rule(f"{theirs}.weight", f"{ours}/kernel", np.transpose, np.transpose)
+  return [kernel, Rule(f"{theirs}.bias", f"{ours}/bias")] if bias else [kernel]
 
 
-def to_ours(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], layers: int) -> Params:
-  """Our tree from a published state dict.
+def norm(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
+  """Scale and bias of a `LayerNorm` of `models.layers`."""
+  ours = f"{ours}/LayerNorm_0"
+  scale = Rule(f"{theirs}.weight", f"{ours}/scale")
+  return [scale, Rule(f"{theirs}.bias", f"{ours}/bias")] if bias else [scale]
+
+
+def stacked(layers: int, rules: Iterable[Rule]) -> list[Rule]:
+  """The rules of one layer, for all `layers` of them."""
+  return [dataclasses.replace(rule, layers=layers) for rule in rules]
+
+
+def stream(
+  tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shapes: Params
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Our parameters one by one, as (path, array); one is read when it is asked for.
+
+  Args:
+    shapes: what our parameters look like (anything with `.shape`), as nested dicts.
 
   Raises:
-    UserError: a tensor is missing, or one is left over.
+    UserError: before anything is read, if a tensor is missing or left over; and if one has another
+      shape than the model.
   """
-  left = dict(tensors)
-  flat = {}
-  for rule in rules:
-    names = [rule.theirs.format(i=i) for i in range(layers if "{i}" in rule.theirs else 1)]
-    missing = [name for name in names if name not in left]
-    if missing:
-      raise UserError(f"The weights lack the tensor {missing[0]}: they are of another model.")
-    arrays = [rule.to_ours(left.pop(name)) for name in names]
-    flat[rule.ours] = np.stack(arrays) if "{i}" in rule.theirs else arrays[0]
-  if left:
+  wanted = [name for rule in rules for name in rule.names]
+  if missing := [name for name in wanted if name not in tensors]:
+    raise UserError(f"The weights lack the tensor {missing[0]}: they are of another model.")
+  if left := tensors.keys() - set(wanted):
     raise UserError(f"The weights hold a tensor no rule knows, {min(left)}: of another model.")
-  return unflatten(flat)
+  like = flatten(shapes)
+  for rule in rules:
+    arrays = [rule.to_ours(tensors[name]) for name in rule.names]
+    array = np.stack(arrays) if rule.layers else arrays[0]
+    if array.shape != (shape := tuple(like[rule.ours].shape)):
+      raise UserError(
+        f"The tensor {rule.names[0]} makes {rule.ours} of shape {array.shape} where the config "
+        f"asks for {shape}: they are of another model."
+      )
+    yield rule.ours, array
 
 
-def to_theirs(params: Params, rules: Sequence[Rule], layers: int) -> dict[str, np.ndarray]:
-  """The inverse of `to_ours`."""
+def to_ours(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shapes: Params) -> Params:
+  """Our tree from a published state dict, all of it at once; see `stream`."""
+  return unflatten(dict(stream(tensors, rules, shapes)))
+
+
+def to_theirs(params: Params, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+  """The inverse of `to_ours`.
+
+  Raises:
+    UserError: a parameter has no published counterpart, or one is missing.
+  """
   flat = flatten(params)
+  if extra := flat.keys() - {rule.ours for rule in rules}:
+    raise UserError(f"The parameter {min(extra)} has no published counterpart.")
+  if lacking := {rule.ours for rule in rules} - flat.keys():
+    raise UserError(f"The parameter {min(lacking)} is missing.")
   out: dict[str, np.ndarray] = {}
   for rule in rules:
-    array = np.asarray(flat.pop(rule.ours))
-    if "{i}" in rule.theirs:
-      out |= {rule.theirs.format(i=i): rule.to_theirs(array[i]) for i in range(layers)}
-    else:
-      out[rule.theirs] = rule.to_theirs(array)
-  if flat:
-    raise UserError(f"The parameter {min(flat)} has no published counterpart.")
+    array = np.asarray(flat[rule.ours])
+    layers = list(array) if rule.layers else [array]
+    out |= {n: rule.to_theirs(x) for n, x in zip(rule.names, layers, strict=True)}
   return out
 
 

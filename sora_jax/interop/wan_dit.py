@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from einops import rearrange
 
-from sora_jax.interop.names import Rule, linear
-from sora_jax.models.patch import Patch
+from sora_jax.interop.names import Rule, linear, norm, stacked
+from sora_jax.models.dit import DiT, blank_tokens
+from sora_jax.typing import Params
+
+NAME = "WanTransformer3DModel"
 
 
-def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-  """`DiT` fields from a published config.json."""
-  return dict(
+def from_config(config: Mapping[str, Any]) -> DiT:
+  """The transformer that a published config.json describes."""
+  return DiT(
     width=config["num_attention_heads"] * config["attention_head_dim"],
     layers=config["num_layers"],
     heads=config["num_attention_heads"],
@@ -26,9 +30,25 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-def rules(patch: Patch) -> list[Rule]:
+def to_config(dit: DiT) -> dict[str, Any]:
+  """The config.json with which diffusers builds `dit`."""
+  return dict(
+    _class_name=NAME, patch_size=list(dit.patch), num_attention_heads=dit.heads,
+    attention_head_dim=dit.width // dit.heads, in_channels=dit.channels, out_channels=dit.channels,
+    text_dim=dit.text_width, freq_dim=dit.freq_width, ffn_dim=dit.mlp_width,
+    num_layers=dit.layers, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=dit.eps,
+    image_dim=None, added_kv_proj_dim=None, rope_max_seq_len=1024, pos_embed_seq_len=None,
+  )  # fmt: skip
+
+
+def shapes(dit: DiT) -> Params:
+  """Our parameters' shapes, computing nothing."""
+  return jax.eval_shape(dit.init, jax.random.key(0), blank_tokens(dit))["params"]
+
+
+def rules(dit: DiT) -> list[Rule]:
   """The name table. The patch embedding is a strided convolution there and a linear map here."""
-  pt, ph, pw = patch
+  pt, ph, pw = dit.patch
   patches = "out z pt ph pw -> (pt ph pw z) out"
   sizes = dict(pt=pt, ph=ph, pw=pw)
   table = [
@@ -46,15 +66,16 @@ def rules(patch: Patch) -> list[Rule]:
     *linear("condition_embedder.text_embedder.linear_2", "text_in/down"),
     *linear("proj_out", "patch_out"),
     Rule("scale_shift_table", "modulation", lambda x: x[0], lambda x: x[None]),
+  ]
+  block = [
     Rule("blocks.{i}.scale_shift_table", "blocks/modulation", lambda x: x[0], lambda x: x[None]),
-    Rule("blocks.{i}.norm2.weight", "blocks/text_norm/LayerNorm_0/scale"),
-    Rule("blocks.{i}.norm2.bias", "blocks/text_norm/LayerNorm_0/bias"),
+    *norm("blocks.{i}.norm2", "blocks/text_norm"),
     *linear("blocks.{i}.ffn.net.0.proj", "blocks/mlp/up"),
     *linear("blocks.{i}.ffn.net.2", "blocks/mlp/down"),
   ]
   for theirs, ours in (("attn1", "self_attention"), ("attn2", "text_attention")):
     for a, b in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "out")):
-      table += linear(f"blocks.{{i}}.{theirs}.{a}", f"blocks/{ours}/{b}")
-    table.append(Rule(f"blocks.{{i}}.{theirs}.norm_q.weight", f"blocks/{ours}/q_norm/scale"))
-    table.append(Rule(f"blocks.{{i}}.{theirs}.norm_k.weight", f"blocks/{ours}/k_norm/scale"))
-  return table
+      block += linear(f"blocks.{{i}}.{theirs}.{a}", f"blocks/{ours}/{b}")
+    block.append(Rule(f"blocks.{{i}}.{theirs}.norm_q.weight", f"blocks/{ours}/q_norm/scale"))
+    block.append(Rule(f"blocks.{{i}}.{theirs}.norm_k.weight", f"blocks/{ours}/k_norm/scale"))
+  return table + stacked(dit.layers, block)

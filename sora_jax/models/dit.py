@@ -211,6 +211,16 @@ class DiT(nn.Module):
     return e, rearrange(modulation, "b k (six d) -> b k six d", six=6)
 
 
+def blank_tokens(dit: DiT) -> Tokens:
+  """The smallest input of a transformer, for initialisation."""
+  i, f = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1))
+  return Tokens(
+    values=jnp.zeros((1, 1, dit.patch_width)), positions=jnp.zeros((1, 1, 3)), period=f,
+    segments=i, block=i, cond=jnp.zeros((1, 1, dit.cond_features)), cond_index=i,
+    text=jnp.zeros((1, 1, dit.text_width)), text_ids=i, prompt=i,
+  )  # fmt: skip
+
+
 def position_features(tokens: Tokens, width: int = 64) -> Float[Array, "b n f"]:
   """Sinusoids of time, row and column, `width` of each; a circle of time has no origin to tell."""
   features = sinusoid(8.0 * tokens.positions, width)  # neighbours differ in many features

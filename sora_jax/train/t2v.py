@@ -32,10 +32,9 @@ from sora_jax.errors import UserError
 from sora_jax.generate.denoise import SAMPLING, read_prompts
 from sora_jax.generate.model import VideoModel
 from sora_jax.interop import native, wordpieces
-from sora_jax.models.dit import DiT
+from sora_jax.models.dit import DiT, blank_tokens
 from sora_jax.models.patch import grid_shape
 from sora_jax.models.text import Prompts, TextEncoder
-from sora_jax.models.tokens import Tokens
 from sora_jax.provenance import commit
 from sora_jax.typing import Array, Params, PRNGKey, Scalar
 
@@ -200,16 +199,6 @@ class T2VRecipe:
     log = workdir / "metrics.jsonl"
     files = {"training.jsonl": log} if log.exists() else {}
     native.save(workdir / "export", components, self.description(), files)
-
-
-def blank_tokens(dit: DiT) -> Tokens:
-  """The smallest input of a transformer, for initialisation."""
-  i, f = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1))
-  return Tokens(
-    values=jnp.zeros((1, 1, dit.patch_width)), positions=jnp.zeros((1, 1, 3)), period=f,
-    segments=i, block=i, cond=jnp.zeros((1, 1, dit.cond_features)), cond_index=i,
-    text=jnp.zeros((1, 1, dit.text_width)), text_ids=i, prompt=i,
-  )  # fmt: skip
 
 
 def build(config: ConfigDict) -> T2VRecipe:

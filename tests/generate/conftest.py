@@ -6,10 +6,9 @@ import pytest
 
 from sora_jax.generate import model as generate
 from sora_jax.interop import native
-from sora_jax.models.dit import DiT
+from sora_jax.models.dit import DiT, blank_tokens
 from sora_jax.models.text import TextEncoder
 from sora_jax.models.vae import VideoVAE
-from sora_jax.train.t2v import blank_tokens
 
 CONFIG = {
   "vae": dict(
