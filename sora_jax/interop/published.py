@@ -116,6 +116,11 @@ def classes(module: ModuleType) -> tuple[str, ...]:
   return module.NAMES if hasattr(module, "NAMES") else (module.NAME,)
 
 
+def returned(contract: ModuleType) -> type:
+  """The class of ours that a contract's components become."""
+  return typing.get_type_hints(contract.from_config)["return"]
+
+
 def writer_of(module: Any) -> tuple[ModuleType, dict[str, Any]]:
   """What writes one of our modules, and the config.json of it.
 
@@ -124,7 +129,7 @@ def writer_of(module: Any) -> tuple[ModuleType, dict[str, Any]]:
   """
   reason = f"A {type(module).__name__} has no published counterpart: it cannot be written."
   for contract in MODULES:
-    if typing.get_type_hints(contract.from_config)["return"] is type(module):
+    if returned(contract) is type(module):
       try:
         return contract, contract.to_config(module)
       except UserError as error:  # another contract may be of the same class
