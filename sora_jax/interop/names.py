@@ -35,6 +35,8 @@ class Rule:
     ours: our path, joined by "/".
     to_ours, to_theirs: layout changes of one layer's array, inverse to one another.
     layers: how many are stacked; 0 is one tensor that is not.
+    tied: further names that the tensor (not a stacked one) may have. A file holds it under one of
+      them or under several, and we write the first.
   """
 
   theirs: str
@@ -42,6 +44,7 @@ class Rule:
   to_ours: Callable[[np.ndarray], np.ndarray] = lambda x: x
   to_theirs: Callable[[np.ndarray], np.ndarray] = lambda x: x
   layers: int = 0
+  tied: tuple[str, ...] = ()
 
   @property
   def names(self) -> list[str]:
@@ -77,17 +80,21 @@ def stream(
 
   Raises:
     UserError: before anything is read, if a tensor is missing or left over; and if one has another
-      shape than the model.
+      shape than the model, or other values than one that it is tied to.
   """
-  wanted = [name for rule in rules for name in rule.names]
-  if missing := [name for name in wanted if name not in tensors]:
-    raise UserError(f"The weights lack the tensor {missing[0]}: they are of another model.")
-  if left := tensors.keys() - set(wanted):
+  held = [[name for name in (*rule.names, *rule.tied) if name in tensors] for rule in rules]
+  for rule, names in zip(rules, held, strict=True):
+    if len(names) < len(rule.names):
+      name = next(name for name in rule.names if name not in tensors)
+      raise UserError(f"The weights lack the tensor {name}: they are of another model.")
+  if left := tensors.keys() - {name for names in held for name in names}:
     raise UserError(f"The weights hold a tensor no rule knows, {min(left)}: of another model.")
   like = flatten(shapes)
-  for rule in rules:
-    arrays = [rule.to_ours(tensors[name]) for name in rule.names]
+  for rule, names in zip(rules, held, strict=True):
+    arrays = [rule.to_ours(tensors[name]) for name in names]
     array = np.stack(arrays) if rule.layers else arrays[0]
+    if rule.tied and any(not np.array_equal(array, other) for other in arrays[1:]):
+      raise UserError(f"The tensors {' and '.join(names)} should be the same and are not.")
     if array.shape != (shape := tuple(like[rule.ours].shape)):
       raise UserError(
         f"The tensor {rule.names[0]} makes {rule.ours} of shape {array.shape} where the config "
