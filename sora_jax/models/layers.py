@@ -53,14 +53,15 @@ class Dense(nn.Module):
   features: int
   dtype: Any = None
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
     kernel = gather("/".join((*self.path, "kernel")), kernel, self.dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    return x @ kernel + bias
+    return x @ kernel if bias is None else x @ kernel + bias
 
 
 class Mlp(nn.Module):
