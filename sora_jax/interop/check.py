@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.interop import convert, published, wan_dit, wan_vae
+from sora_jax.interop import convert, published, t5, wan_dit, wan_vae
 from sora_jax.interop.folders import read_json
 from sora_jax.interop.published import Component
 from sora_jax.models.dit import Block, DiT, blank_tokens
 from sora_jax.models.patch import grid_shape, patchify, rope_angles, unpatchify
+from sora_jax.models.t5 import T5Encoder
 from sora_jax.models.tokens import Tokens
 from sora_jax.models.vae import VideoVAE
 from sora_jax.parallel import sharding
@@ -173,6 +174,23 @@ def _wan_vae(folder: Path, vae: VideoVAE, params: Params, rng: np.random.Generat
   yield "decoder", error_of(run(vae.decode, _channels_last(latents)), _channels_last(pixels))
 
 
+def _text_encoder(
+  folder: Path, encoder: T5Encoder, params: Params, rng: np.random.Generator
+) -> Errors:
+  """The whole encoder, on a prompt with padding after it."""
+  import torch
+  import transformers
+
+  kind = getattr(transformers, kind_of(folder))
+  reference = kind.from_pretrained(folder, dtype=torch.float32).eval()
+  pieces = rng.integers(1, encoder.vocabulary, (1, 24)).astype(np.int32)
+  ids = (np.arange(24) < 17).astype(np.int32)[None]
+  with torch.no_grad():
+    expected = reference(torch.tensor(pieces), torch.tensor(ids)).last_hidden_state.numpy()
+  got = jax.jit(encoder.apply)({"params": params}, pieces, ids)
+  yield "whole", error_of(got[:, :17], expected[:, :17])
+
+
 def _channels_last(x: Any) -> np.ndarray:
   return np.moveaxis(x.numpy(), 1, -1)
 
@@ -180,4 +198,5 @@ def _channels_last(x: Any) -> np.ndarray:
 PROBES: dict[str, Callable[[Path, Any, Params, np.random.Generator], Errors]] = {
   wan_dit.NAME: _wan_transformer,
   wan_vae.NAME: _wan_vae,
+  **dict.fromkeys(t5.NAMES, _text_encoder),
 }

@@ -22,6 +22,7 @@ from sora_jax.interop.folders import read_json, write_json, written
 from sora_jax.interop.pipelines import INDEX
 from sora_jax.interop.published import Component
 from sora_jax.models.dit import DiT
+from sora_jax.models.text import TextEncoder
 from sora_jax.models.vae import VideoVAE
 
 LAYOUTS = ("diffusers", "sora_jax")
@@ -97,7 +98,7 @@ def own_components(source: Path) -> dict[Place, tuple[ModuleType, dict[str, Any]
   config, found = native.read_config(source), {}
   for place in PLACES:
     if place.section in config:
-      module = _own_module(config[place.section])
+      module = _own_module(place.section, config[place.section])
       contract, theirs = published.writer_of(module)
       tensors = native.open_weights(source, place.file).within(place.prefix)
       found[place] = contract, theirs, published.own(module, contract.shapes(module), tensors)
@@ -106,10 +107,11 @@ def own_components(source: Path) -> dict[Place, tuple[ModuleType, dict[str, Any]
   return found
 
 
-def _own_module(section: Mapping[str, Any]) -> Any:
+def _own_module(name: str, section: Mapping[str, Any]) -> Any:
   if "architectures" in section:
     return published.module_of(section, Path("config.json")).from_config(section)
-  return config_lib.build(VideoVAE if "z_channels" in section else DiT, section)
+  kinds = {"transformer": DiT, "vae": VideoVAE, "text": TextEncoder}
+  return config_lib.build(kinds[name], section)
 
 
 def _to_ours(source: Path, folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sora_jax.errors import UserError
-from sora_jax.interop import names, wan_dit, wan_vae
+from sora_jax.interop import names, t5, wan_dit, wan_vae
 from sora_jax.interop.folders import read_json
 from sora_jax.interop.names import Rule
 from sora_jax.interop.shards import Weights
@@ -29,7 +29,7 @@ from sora_jax.parallel import sharding
 from sora_jax.typing import Params
 
 LARGE = 2**28  # bytes
-MODULES: tuple[ModuleType, ...] = (wan_dit, wan_vae)
+MODULES: tuple[ModuleType, ...] = (wan_dit, wan_vae, t5)
 
 
 @dataclass(frozen=True)

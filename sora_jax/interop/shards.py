@@ -242,7 +242,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], list[Path]]:
   try:
     index = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"]
     files = sorted(set(index.values()))
-    outside = [name for name in files if PurePosixPath(name).name != name or "\\" in name]
+    outside = [x for x in files if PurePosixPath(x).name != x or x == ".." or "\\" in x]
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{path} is damaged ({error}): get it again.") from error
   if outside:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from sora_jax.models.patch import rotate
 from sora_jax.parallel.attention import attend
 from sora_jax.parallel.sharding import constrain, gather
-from sora_jax.typing import Array, Float, Int
+from sora_jax.typing import Array, Float, Int, Params
 
 
 def sinusoid(x: Float[Array, "*b"], width: int, max_period: float = 10_000.0) -> Array:
@@ -116,3 +116,12 @@ class Attention(nn.Module):
       heads=self.heads, kernel=self.kernel, ulysses=self.ulysses, cross=cross,
     )  # fmt: skip
     return dense("out")(out)
+
+
+def kernels_in(dtype: Any, params: Params) -> Params:
+  """Parameters with kernels, which such layers compute with in `dtype` (None: float32), in that."""
+
+  def store(path: tuple[Any, ...], leaf: Any) -> Any:
+    return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+  return params if dtype is None else jax.tree_util.tree_map_with_path(store, params)

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.models.attention import attend
-from sora_jax.models.layers import Dense, RMSNorm
+from sora_jax.models.layers import Dense, RMSNorm, kernels_in
 from sora_jax.parallel.sharding import constrain
-from sora_jax.typing import Array, Float, Int
+from sora_jax.typing import Array, Float, Int, Params
 
 
 class T5Encoder(nn.Module):
@@ -81,6 +81,11 @@ class T5Encoder(nn.Module):
     x, _ = blocks(constrain(x, "tokens"), ids, relative, jnp.asarray(rows))
     x = RMSNorm(self.eps, name="norm_out")(x).astype(jnp.float32)
     return constrain(jnp.where(ids[..., None] > 0, x, 0.0), "tokens")
+
+  def stored(self, params: Params) -> Params:
+    """Its parameters as they may be kept: kernels and word pieces in `dtype`."""
+    pieces = params["pieces"].astype(self.dtype or params["pieces"].dtype)
+    return {**params, "pieces": pieces, "blocks": kernels_in(self.dtype, params["blocks"])}
 
 
 class Block(nn.Module):
