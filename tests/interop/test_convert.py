@@ -1,5 +1,6 @@
 """Models go from the hub's layout to ours and back: bit for bit, in their types, or not at all."""
 
+import dataclasses
 import json
 import shutil
 
@@ -139,7 +140,7 @@ def test_a_check_finds_what_was_changed(repository, ours, tmp_path, monkeypatch)
     for rule in rules(dit):
       *path, part = rule.theirs.split(".attn2.")
       name = ".attn2.".join([*path, swapped.get(part, part)]) if path else rule.theirs
-      changed.append(convert.dataclasses.replace(rule, theirs=name))
+      changed.append(dataclasses.replace(rule, theirs=name))
     return changed
 
   monkeypatch.setattr(check.wan_dit, "rules", wrong)
