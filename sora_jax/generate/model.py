@@ -94,7 +94,7 @@ class VideoModel:
       raise UserError("There are no prompts.")
     texts = [text for story in stories for text in story.prompts]
     # Refuses empty and overlong prompts before any work.
-    self.prompts(texts if canvas is None or canvas.loop else [text for text in texts if text])
+    self.prompts.check(texts if canvas is None or canvas.loop else [text for text in texts if text])
     self._warn_of_unknown_words(texts)
     given, canvas = canvas, canvas or blank(1, request["frames"], tuple(request["size"]))
     if len(canvas.video) not in (1, len(stories)):

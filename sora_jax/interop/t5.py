@@ -1,4 +1,4 @@
-"""The encoders of T5 v1.1 and umT5 (transformers' `T5EncoderModel`, `UMT5EncoderModel`) and ours."""
+"""T5 v1.1 and umT5 (transformers' `T5EncoderModel`, `UMT5EncoderModel`) and our `T5Encoder`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def from_config(config: Mapping[str, Any]) -> T5Encoder:
   """
   family, activation = config["model_type"], config["feed_forward_proj"]
   if family not in TYPES:
-    raise UserError(f"A text encoder of type {family} is not known: only {' and '.join(TYPES)} are.")
+    raise UserError(
+      f"A text encoder of type {family} is not known: only {' and '.join(TYPES)} are."
+    )
   if activation not in ACTIVATIONS:
     raise UserError(f"The text encoder's {activation} is not known: it must be gated-gelu or relu.")
   return T5Encoder(

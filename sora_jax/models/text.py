@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,21 @@ class Prompts:
     known_words: lower-case words of the training captions; empty when unknown.
     cut: what happens to a longer prompt: an error, since cutting drops words, or (for captions in
       training, which must go on) it is cut, with one warning.
+    clean: what is done to a prompt before anything else.
+    ending: how many of the last pieces end a prompt, and stay when it is cut.
   """
 
   def __init__(
-    self, tokenizer: Tokenizer, length: int, known_words: Iterable[str] = (), cut: bool = False
+    self,
+    tokenizer: Tokenizer,
+    length: int,
+    known_words: Iterable[str] = (),
+    cut: bool = False,
+    clean: Callable[[str], str] = str,
+    ending: int = 0,
   ):
     self.tokenizer, self.length, self.known_words = tokenizer, length, frozenset(known_words)
-    self.cut, self._warned = cut, False
+    self.cut, self.clean, self.ending, self._warned = cut, clean, ending, False
 
   @classmethod
   def load(
@@ -92,20 +100,30 @@ class Prompts:
     """Rows the encoder's table needs."""
     return self.tokenizer.get_vocab_size()
 
-  def __call__(self, prompts: Sequence[str]) -> list[list[int]]:
-    """The word pieces of each prompt, at most `length`.
+  def check(self, prompts: Sequence[str]) -> None:
+    """Refuses what cannot be a user's prompt. (An empty one may be what guidance leads away from.)
 
     Raises:
       UserError: a prompt is empty, or too long and not to be cut.
     """
+    if any(not self.clean(prompt).strip() for prompt in prompts):
+      raise UserError("The prompt is empty: describe the video in a few words.")
+    self(prompts)
+
+  def __call__(self, prompts: Sequence[str]) -> list[list[int]]:
+    """The word pieces of each prompt, at most `length`.
+
+    Raises:
+      UserError: a prompt is too long and not to be cut.
+    """
     out = []
     for prompt in prompts:
-      if not prompt.strip():
-        raise UserError("The prompt is empty: describe the video in a few words.")
-      ids = self.tokenizer.encode(prompt).ids
+      ids = self.tokenizer.encode(self.clean(prompt)).ids
       if len(ids) > self.length:
         self._too_long(prompt, len(ids))
-      out.append(ids[: self.length])
+        kept = self.length - self.ending
+        ids = ids[:kept] + ids[len(ids) - self.ending :]
+      out.append(ids)
     return out
 
   def _too_long(self, prompt: str, count: int) -> None:
