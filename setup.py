@@ -41,9 +41,12 @@ TEST = [
   "hypothesis>=6.130",
   # Compiles for TPUs with none at hand; what jax[tpu]==0.10.2 asks for.
   "libtpu==0.0.42.*; sys_platform == 'linux' and platform_machine == 'x86_64'",
+  "mistral-common==1.9.0",  # a real sentencepiece model inside; later ones hold numpy back
   "mypy>=1.18",
+  "protobuf>=5",  # with sentencepiece: transformers reads its models with both, we with neither
   "pytest>=9.0",
   "ruff>=0.14",
+  "sentencepiece>=0.2.1",
   "torch==2.13.0",
   "transformers>=5.0",
 ]

@@ -93,9 +93,9 @@ class VideoModel:
     if not stories:
       raise UserError("There are no prompts.")
     texts = [text for story in stories for text in story.prompts]
-    if not all(texts) and (canvas is None or canvas.loop):
-      raise UserError("The prompt is empty: describe the video in a few words.")
-    self.prompts([text for text in (*texts, negative) if text])  # refuses what is too long
+    # Refuses empty and overlong prompts before any work.
+    told = texts if canvas is None or canvas.loop else [text for text in texts if text]
+    self.prompts.check([*told, negative] if negative else told)
     self._warn_of_unknown_words(texts)
     given, canvas = canvas, canvas or blank(1, request["frames"], tuple(request["size"]))
     if len(canvas.video) not in (1, len(stories)):

@@ -2,7 +2,7 @@
 
 model_index.json      the pipeline's class, and the class of each component
 transformer/ vae/ text_encoder/       components (`published`)
-tokenizer/            tokenizer.json
+tokenizer/            a vocabulary (`tokenizer`)
 scheduler/            scheduler_config.json (`schedulers`)
 """
 
@@ -20,7 +20,16 @@ import jax.numpy as jnp
 
 from sora_jax import config as config_lib
 from sora_jax.errors import UserError
-from sora_jax.interop import hub, native, published, schedulers, wan_dit, wan_vae, wordpieces
+from sora_jax.interop import (
+  hub,
+  native,
+  published,
+  schedulers,
+  tokenizer,
+  wan_dit,
+  wan_vae,
+  wordpieces,
+)
 from sora_jax.interop.folders import read_json
 from sora_jax.interop.published import Component
 from sora_jax.interop.shards import Weights
@@ -139,5 +148,4 @@ def _own_text(
 
 
 def _prompts(folder: Path, sampling: Mapping[str, Any]) -> Prompts:
-  file = folder / "tokenizer" / "tokenizer.json"
-  return Prompts.load(file, sampling["text_length"], padded=True)
+  return tokenizer.load(folder / "tokenizer", sampling["text_length"], padded=True)

@@ -1,4 +1,4 @@
-"""The encoders of T5 v1.1 and umT5 (transformers' `T5EncoderModel`, `UMT5EncoderModel`) and ours."""
+"""T5 v1.1 and umT5 (transformers' `T5EncoderModel`, `UMT5EncoderModel`) and our `T5Encoder`."""
 
 from __future__ import annotations
 

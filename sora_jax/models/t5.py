@@ -39,8 +39,8 @@ class T5Encoder(nn.Module):
     shared_bias: whether all layers share one table of relative positions (T5), or each has its own
       (umT5).
     buckets, distance: rows of such a table, and the distance from which on all are the same.
-    dtype: of the matmuls and the activations between them; norms, softmax and the output are in
-      float32.
+    dtype: of the matmuls; norms, softmax and the states between the layers, which grow large, are
+      in float32.
     remat: whether the backward pass computes each layer again.
   """
 
@@ -67,7 +67,7 @@ class T5Encoder(nn.Module):
     place = np.arange(pieces.shape[1])
     rows = relative_buckets(place - place[:, None], self.buckets, self.distance)
 
-    x = jnp.take(table, pieces, axis=0).astype(self.dtype or table.dtype)
+    x = jnp.take(table, pieces, axis=0).astype(jnp.float32)
     blocks = nn.scan(
       nn.remat(Block, prevent_cse=False) if self.remat else Block,
       variable_axes={"params": 0},
@@ -79,7 +79,7 @@ class T5Encoder(nn.Module):
     )  # fmt: skip
     relative = jnp.broadcast_to(relative, (self.layers, *relative.shape[1:]))
     x, _ = blocks(constrain(x, "tokens"), ids, relative, jnp.asarray(rows))
-    x = RMSNorm(self.eps, name="norm_out")(x).astype(jnp.float32)
+    x = RMSNorm(self.eps, name="norm_out")(x)
     return constrain(jnp.where(ids[..., None] > 0, x, 0.0), "tokens")
 
   def stored(self, params: Params) -> Params:

@@ -7,10 +7,9 @@ lie near the words that were used.
 
 from __future__ import annotations
 
-import html
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp
 from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Float, Int
 
-# What encodes prompts: a module called with word pieces and ids as `TextEncoder` is. Where `ids` is
-# 0 its states are 0.
+# What encodes prompts: a module called with word pieces and ids, as `TextEncoder` is.
 Encoder = nn.Module
 
 
@@ -73,8 +71,10 @@ class Prompts:
     known_words: lower-case words of the training captions; empty when unknown.
     cut: what happens to a longer prompt: an error, since cutting drops words, or (for captions in
       training, which must go on) it is cut, with one warning.
-    padded: whether the transformer reads `length` pieces of every prompt, even an empty one: those
-      after its words are `NOTHING`, of which it reads zeros (published Wan models).
+    clean: what is done to a prompt before anything else.
+    ending: how many of the last pieces end a prompt, and stay when it is cut.
+    padded: whether the transformer reads `length` pieces of every prompt, even of an empty one:
+      after its words come `NOTHING`s, whose states are zeros that are attended (Wan).
   """
 
   def __init__(
@@ -83,19 +83,17 @@ class Prompts:
     length: int,
     known_words: Iterable[str] = (),
     cut: bool = False,
+    clean: Callable[[str], str] = str,
+    ending: int = 0,
     padded: bool = False,
   ):
     self.tokenizer, self.length, self.known_words = tokenizer, length, frozenset(known_words)
-    self.cut, self.padded, self._warned = cut, padded, False
+    self.cut, self.clean, self.ending, self.padded = cut, clean, ending, padded
+    self._warned = False
 
   @classmethod
   def load(
-    cls,
-    path: Path,
-    length: int,
-    known_words: Iterable[str] = (),
-    cut: bool = False,
-    padded: bool = False,
+    cls, path: Path, length: int, known_words: Iterable[str] = (), cut: bool = False
   ) -> Prompts:
     """Reads a `tokenizer.json`.
 
@@ -103,7 +101,7 @@ class Prompts:
       UserError: there is none, or it cannot be read.
     """
     try:
-      return cls(Tokenizer.from_file(str(path)), length, known_words, cut, padded)
+      return cls(Tokenizer.from_file(str(path)), length, known_words, cut)
     except Exception as error:  # the library raises bare Exceptions
       raise UserError(f"{path} is not a readable tokenizer.json ({error}).") from error
 
@@ -112,23 +110,30 @@ class Prompts:
     """Rows the encoder's table needs."""
     return self.tokenizer.get_vocab_size()
 
+  def check(self, prompts: Sequence[str]) -> None:
+    """Refuses what cannot be a user's prompt. (An empty one may be what guidance leads away from.)
+
+    Raises:
+      UserError: a prompt is empty, or too long and not to be cut.
+    """
+    if any(not self.clean(prompt).strip() for prompt in prompts):
+      raise UserError("The prompt is empty: describe the video in a few words.")
+    self(prompts)
+
   def __call__(self, prompts: Sequence[str]) -> list[list[int]]:
     """The word pieces of each prompt, at most `length`, or as many if they are padded.
 
     Raises:
-      UserError: a prompt is too long and not to be cut; or empty, and not padded.
+      UserError: a prompt is too long and not to be cut.
     """
     out = []
     for prompt in prompts:
-      if self.padded:
-        prompt = clean(prompt)
-      elif not prompt.strip():
-        raise UserError("The prompt is empty: describe the video in a few words.")
-      ids = self.tokenizer.encode(prompt).ids
+      ids = self.tokenizer.encode(self.clean(prompt)).ids
       if len(ids) > self.length:
         self._too_long(prompt, len(ids))
-      padding = [NOTHING] * (self.length - len(ids)) if self.padded else []
-      out.append(ids[: self.length] + padding)
+        kept = self.length - self.ending
+        ids = ids[:kept] + ids[len(ids) - self.ending :]
+      out.append(ids + [NOTHING] * (self.length - len(ids) if self.padded else 0))
     return out
 
   def _too_long(self, prompt: str, count: int) -> None:
@@ -144,11 +149,6 @@ class Prompts:
     if not self.known_words:
       return []
     return [w for w in dict.fromkeys(words(prompt)) if w not in self.known_words]
-
-
-def clean(text: str) -> str:
-  """HTML's entities as characters, and one space where there are several: as Wan was trained."""
-  return " ".join(html.unescape(html.unescape(text)).split())
 
 
 def words(text: str) -> list[str]:
