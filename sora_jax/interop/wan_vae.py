@@ -24,12 +24,13 @@ def from_config(config: Mapping[str, Any]) -> VideoVAE:
     UserError: a kind of it that is not supported, or there is not one mean for each channel.
   """
   config = to_config(VideoVAE(**VARIANTS["wan2.1"])) | dict(config)
-  for key, found in (
-    ("attn_scales", bool(config["attn_scales"])),
-    ("out_channels", config["out_channels"] != config["in_channels"]),
-  ):
-    if found:
-      raise UserError(f"This {NAME} has {key} = {config[key]}, which is not supported.")
+  unsupported = {
+    "attn_scales": bool(config["attn_scales"]),
+    "dim_mult": config["dim_mult"][0] != 1,
+    "out_channels": config["out_channels"] != config["in_channels"],
+  }
+  for key in (key for key, found in unsupported.items() if found):
+    raise UserError(f"This {NAME} has {key} = {config[key]}, which is not supported.")
   for key in ("latents_mean", "latents_std"):
     if len(config[key]) != config["z_dim"]:
       raise UserError(
@@ -60,10 +61,10 @@ def to_config(vae: VideoVAE) -> dict[str, Any]:
   Raises:
     UserError: diffusers' class cannot express it.
   """
-  base, coarse = vae.widths[0], vae.decoder_widths
+  base, other = vae.widths[0], vae.decoder_widths
   wan = set(vae.kernel_t) == {3} and vae.mid_attention and not vae.linear and vae.patch_time == 1
   multiples = [width // base for width in vae.widths]
-  for widths in (vae.widths, coarse or vae.widths):
+  for widths in (vae.widths, other or vae.widths):
     wan &= list(widths) == [widths[0] * m for m in multiples]
   if not wan:
     raise UserError(
@@ -72,7 +73,7 @@ def to_config(vae: VideoVAE) -> dict[str, Any]:
     )
   channels = vae.channels * vae.patch**2
   return dict(
-    _class_name=NAME, base_dim=base, decoder_base_dim=coarse[0] if coarse else None,
+    _class_name=NAME, base_dim=base, decoder_base_dim=other[0] if other else None,
     z_dim=vae.z_channels, dim_mult=multiples, num_res_blocks=vae.res_blocks, attn_scales=[],
     temperal_downsample=list(vae.time_down), dropout=0.0, is_residual=vae.shortcuts,
     in_channels=channels, out_channels=channels, patch_size=vae.patch if vae.patch > 1 else None,
