@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
   ),
   "wan2.1-1.3b": dict(width=1536, layers=30, heads=12, mlp_width=8960, text_width=4096),
   "wan2.1-14b": dict(width=5120, layers=40, heads=40, mlp_width=13824, text_width=4096),
+  "wan2.2-5b": dict(width=3072, layers=30, heads=24, mlp_width=14336, text_width=4096, channels=48),
 }
 
 REMAT = {
