@@ -7,6 +7,7 @@ variable frame rates play at the right speed.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -271,16 +272,16 @@ def _even(video: Clip) -> UInt8[np.ndarray, "t _ _ 3"]:
   return np.pad(video, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
 
 
-def _write_mp4(path: Path, video: Clip, rate: Fraction, crf: int) -> None:
-  video = _even(video)
+def _write_mp4(path: Path, pieces: Iterable[Clip], rate: Fraction, crf: int) -> None:
   with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
     stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
-    stream.height, stream.width = video.shape[1:3]
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
     context.colorspace = context.color_primaries = context.color_trc = _BT709
     context.color_range = ColorRange.MPEG
-    for pixels in video:
+    for pixels in itertools.chain.from_iterable(map(_even, pieces)):
+      if not context.is_open:
+        stream.height, stream.width = pixels.shape[:2]
       frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24").reformat(
         format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG,
         interpolation=Interpolation.AREA | Interpolation.ACCURATE_RND, threads=1,
@@ -324,7 +325,27 @@ def _write_gif(path: Path, video: Clip, rate: Fraction) -> None:
     container.mux(stream.encode())
 
 
-def write(path: str | os.PathLike[str], video: Clip, fps: float = REFERENCE_FPS, *, crf: int = 18):
+def _checked(path: Path, pieces: Iterable[Clip]) -> Iterator[Clip]:
+  """Pieces of one video as they come, refused if they are not that or there is nothing in them."""
+  first = None
+  for piece in pieces:
+    if piece.ndim != 4 or piece.shape[-1] != 3 or piece.dtype != np.uint8 or not piece.size:
+      raise UserError(f"Cannot write {path}: need uint8 frames, height, width, 3.")
+    first = first or piece.shape[1:]
+    if piece.shape[1:] != first:
+      raise UserError(f"Cannot write {path}: its frames have different sizes.")
+    yield piece
+  if first is None:
+    raise UserError(f"Cannot write {path}: need uint8 frames, height, width, 3.")
+
+
+def write(
+  path: str | os.PathLike[str],
+  video: Clip | Iterable[Clip],
+  fps: float = REFERENCE_FPS,
+  *,
+  crf: int = 18,
+) -> None:
   """Writes a video as .mp4 (H.264), .gif (loops for ever) or .png; whole or not at all.
 
   A PNG of one frame is that frame; of more, up to eight evenly spaced frames side by side.
@@ -332,7 +353,7 @@ def write(path: str | os.PathLike[str], video: Clip, fps: float = REFERENCE_FPS,
 
   Args:
     path: its suffix chooses the format; its folder must exist.
-    video: uint8 t h w 3.
+    video: uint8 t h w 3; or pieces of it, of which an .mp4 needs only one in memory at a time.
     fps: frames per second.
     crf: H.264 quality, 0 (lossless in YUV) to 51; 18 looks transparent.
 
@@ -342,19 +363,19 @@ def write(path: str | os.PathLike[str], video: Clip, fps: float = REFERENCE_FPS,
   path = Path(path)
   suffix = path.suffix.lower()
   check_output(path)
-  if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not video.size:
-    raise UserError(f"Cannot write {path}: need uint8 frames, height, width, 3.")
+  pieces = _checked(path, [video] if isinstance(video, np.ndarray) else video)
   if not 0 < fps <= 1000:
     raise UserError(f"Cannot write {path} at {fps} fps: give a rate between 0 and 1000.")
   rate = Fraction(fps).limit_denominator(1001)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     if suffix == ".mp4":
-      _write_mp4(temporary, video, rate, crf)
+      _write_mp4(temporary, pieces, rate, crf)
     elif suffix == ".gif":
-      _write_gif(temporary, video, rate)
+      _write_gif(temporary, np.concatenate(list(pieces)), rate)
     else:
-      Image.fromarray(images.strip(video) if len(video) > 1 else video[0]).save(temporary, "png")
+      whole = np.concatenate(list(pieces))
+      Image.fromarray(images.strip(whole) if len(whole) > 1 else whole[0]).save(temporary, "png")
     os.replace(temporary, path)
   except (OSError, av.FFmpegError) as e:
     raise UserError(f"{path} cannot be written: {e.strerror or e}.") from e

@@ -1,183 +1,171 @@
-"""Wan 2.1's autoencoder as published (diffusers' AutoencoderKLWan), to and from `VideoVAE`.
-
-`modules` is the one table of names. Values are copied bit for bit; a convolution's axes are
-(out, in, t, h, w) there and (t, h, w, in, out) here, and where theirs is 2-D ours has one tap in
-time.
-"""
+"""The autoencoders of Wan 2.1 and 2.2 (diffusers' `AutoencoderKLWan`) and our `VideoVAE`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from einops import rearrange
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sora_jax.errors import UserError
-from sora_jax.models.vae import VideoVAE
+from sora_jax.interop.names import Rule
+from sora_jax.models.vae import VARIANTS, VideoVAE
 from sora_jax.typing import Params
 
-LEAVES = {"kernel": "weight", "bias": "bias", "scale": "gamma"}
-BLOCK = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2",
-         "shortcut": "conv_shortcut"}  # fmt: skip
-ATTENTION = {"norm": "norm", "qkv": "to_qkv", "out": "proj"}
-PER_FRAME = re.compile(r"\.(resample|attentions)\.")  # modules without a time axis there
-
-
-def modules(vae: VideoVAE) -> dict[str, str]:
-  """Path of each of our modules that holds parameters -> the name of theirs."""
-  table = {"quant": "quant_conv", "post_quant": "post_quant_conv"}
-  coarsest, n = len(vae.widths) - 1, vae.res_blocks
-  # The encoder numbers blocks and downsamplings of all levels in one list; the decoder counts
-  # levels from the coarsest.
-  blocks, samplings = {}, {}
-  for i in range(coarsest + 1):
-    there = f"decoder.up_blocks.{coarsest - i}"
-    for j in range(n):
-      blocks[f"encoder/level_{i}_block_{j}"] = f"encoder.down_blocks.{i * (n + 1) + j}"
-    for j in range(n + 1):
-      blocks[f"decoder/level_{i}_block_{j}"] = f"{there}.resnets.{j}"
-    samplings[f"encoder/level_{i}_down"] = f"encoder.down_blocks.{i * (n + 1) + n}"
-    samplings[f"decoder/level_{i}_up"] = f"{there}.upsamplers.0"
-  for part in ("encoder", "decoder"):
-    table |= {f"{part}/{name}": f"{part}.{name}" for name in ("conv_in", "norm_out", "conv_out")}
-    blocks |= {f"{part}/middle/block_{j}": f"{part}.mid_block.resnets.{j}" for j in range(2)}
-    for ours, theirs in ATTENTION.items():
-      table[f"{part}/middle/attention/{ours}"] = f"{part}.mid_block.attentions.0.{theirs}"
-  table |= {f"{a}/{x}": f"{b}.{y}" for a, b in blocks.items() for x, y in BLOCK.items()}
-  table |= {f"{a}/conv": f"{b}.resample.1" for a, b in samplings.items()}
-  table |= {f"{a}/time_conv": f"{b}.time_conv" for a, b in samplings.items()}
-  return table
+NAME = "AutoencoderKLWan"
 
 
 def from_config(config: Mapping[str, Any]) -> VideoVAE:
-  """The autoencoder that a diffusers `config.json` describes.
+  """The autoencoder that a published config.json describes; what it lacks is as in Wan 2.1.
 
   Raises:
-    UserError: a kind of AutoencoderKLWan that is not supported (Wan 2.2's residual one).
+    UserError: a kind of it that is not supported, or there is not one mean for each channel.
   """
-  config = {key: value for key, value in config.items() if not key.startswith("_")}
-  base = config.get("base_dim", 96)
+  config = to_config(VideoVAE(**VARIANTS["wan2.1"])) | dict(config)
   unsupported = {
-    "is_residual": bool(config.get("is_residual")),
-    "attn_scales": bool(config.get("attn_scales")),
-    "decoder_base_dim": config.get("decoder_base_dim") not in (None, base),
-    "out_channels": config.get("out_channels", 3) != config.get("in_channels", 3),
+    "attn_scales": bool(config["attn_scales"]),
+    "dim_mult": config["dim_mult"][0] != 1,
+    "out_channels": config["out_channels"] != config["in_channels"],
   }
   for key in (key for key, found in unsupported.items() if found):
-    raise UserError(
-      f"This AutoencoderKLWan has {key} = {config[key]}, which is not supported; "
-      "use the autoencoder of Wan 2.1."
-    )
-  patch = config.get("patch_size") or 1
-  widths = tuple(base * m for m in config.get("dim_mult", (1, 2, 4, 4)))
-  statistics = {
-    ours: tuple(config[theirs])
-    for ours, theirs in (("latent_mean", "latents_mean"), ("latent_std", "latents_std"))
-    if config.get(theirs) is not None
-  }
+    raise UserError(f"This {NAME} has {key} = {config[key]}, which is not supported.")
+  for key in ("latents_mean", "latents_std"):
+    if len(config[key]) != config["z_dim"]:
+      raise UserError(
+        f"This {NAME} has {config['z_dim']} channels (z_dim) and {len(config[key])} numbers in "
+        f"{key}: give one for each."
+      )
+  base, patch, multiples = config["base_dim"], config["patch_size"] or 1, config["dim_mult"]
+  other = config["decoder_base_dim"] not in (None, base)
   return VideoVAE(
-    z_channels=config.get("z_dim", 16),
-    widths=widths,
-    res_blocks=config.get("num_res_blocks", 2),
+    z_channels=config["z_dim"],
+    widths=tuple(base * m for m in multiples),
+    decoder_widths=tuple(config["decoder_base_dim"] * m for m in multiples) if other else None,
+    res_blocks=config["num_res_blocks"],
     patch=patch,
-    time_down=tuple(config.get("temperal_downsample", (False, True, True))),
-    kernel_t=(3,) * len(widths),
+    time_down=tuple(config["temperal_downsample"]),
+    kernel_t=(3,) * len(multiples),
     mid_attention=True,
-    channels=config.get("in_channels", 3) // patch**2,
-    **statistics,
+    shortcuts=config["is_residual"],
+    latent_mean=tuple(config["latents_mean"]),
+    latent_std=tuple(config["latents_std"]),
+    channels=config["in_channels"] // patch**2,
   )
 
 
 def to_config(vae: VideoVAE) -> dict[str, Any]:
-  """The `config.json` with which diffusers builds `vae`.
+  """The config.json with which diffusers builds `vae`.
 
   Raises:
     UserError: diffusers' class cannot express it.
   """
-  base = vae.widths[0]
-  if set(vae.kernel_t) != {3} or not vae.mid_attention or any(w % base for w in vae.widths):
+  base, other = vae.widths[0], vae.decoder_widths
+  wan = set(vae.kernel_t) == {3} and vae.mid_attention and not vae.linear and vae.patch_time == 1
+  multiples = [width // base for width in vae.widths]
+  for widths in (vae.widths, other or vae.widths):
+    wan &= list(widths) == [widths[0] * m for m in multiples]
+  if not wan:
     raise UserError(
-      "Only an autoencoder with kernel_t = 3 at every level, attention in the middle and widths "
-      "that are multiples of the first can be written as an AutoencoderKLWan."
+      f"Only an autoencoder with kernel_t = 3 at every level, attention in the middle, widths that "
+      f"are multiples of the first and learned levels alone can be written as an {NAME}."
     )
-  config = {
-    "_class_name": "AutoencoderKLWan",
-    "base_dim": base,
-    "z_dim": vae.z_channels,
-    "dim_mult": [w // base for w in vae.widths],
-    "num_res_blocks": vae.res_blocks,
-    "attn_scales": [],
-    "temperal_downsample": list(vae.time_down),
-    "dropout": 0.0,
-    "in_channels": vae.channels * vae.patch**2,
-    "out_channels": vae.channels * vae.patch**2,
-    "patch_size": vae.patch if vae.patch > 1 else None,
-    "scale_factor_temporal": vae.time_stride,
-    "scale_factor_spatial": vae.space_stride,
-    "latents_mean": list(vae.latent_mean or [0.0] * vae.z_channels),
-    "latents_std": list(vae.latent_std or [1.0] * vae.z_channels),
-  }
-  return config
+  channels = vae.channels * vae.patch**2
+  return dict(
+    _class_name=NAME, base_dim=base, decoder_base_dim=other[0] if other else None,
+    z_dim=vae.z_channels, dim_mult=multiples, num_res_blocks=vae.res_blocks, attn_scales=[],
+    temperal_downsample=list(vae.time_down), dropout=0.0, is_residual=vae.shortcuts,
+    in_channels=channels, out_channels=channels, patch_size=vae.patch if vae.patch > 1 else None,
+    scale_factor_temporal=vae.time_stride, scale_factor_spatial=vae.space_stride,
+    latents_mean=list(vae.latent_mean or [0.0] * vae.z_channels),
+    latents_std=list(vae.latent_std or [1.0] * vae.z_channels),
+  )  # fmt: skip
 
 
-def from_diffusers(vae: VideoVAE, state: Mapping[str, np.ndarray]) -> Params:
-  """Our parameters from a diffusers state dict (as numpy arrays).
-
-  Raises:
-    UserError: a parameter is missing, superfluous or has another shape.
-  """
-  names, shapes, left, params = modules(vae), _shapes(vae), dict(state), {}
-  for path, shape in shapes.items():
-    name = _their_name(names, path)
-    if name not in left:
-      raise UserError(f"The weights lack {name}; are they those of this autoencoder's config?")
-    value = _to_ours(left.pop(name))
-    if value.shape != shape:
-      raise UserError(f"{name} has shape {value.shape} where the config asks for {shape}.")
-    params[path] = value
-  if left:
-    raise UserError(f"The weights contain {min(left)}, which this autoencoder's config has not.")
-  return unflatten_dict(params)
+def shapes(vae: VideoVAE) -> Params:
+  """Our parameters' shapes, computing nothing."""
+  key, side = jax.random.key(0), vae.space_stride
+  video = jax.ShapeDtypeStruct((1, 1, side, side, vae.channels), np.float32)
+  return jax.eval_shape(vae.init, key, video, key)["params"]
 
 
-def to_diffusers(vae: VideoVAE, params: Params) -> dict[str, np.ndarray]:
-  """A diffusers state dict (numpy arrays) from our parameters."""
-  names = modules(vae)
-  return {
-    _their_name(names, path): _to_theirs(np.asarray(value), _their_name(names, path))
-    for path, value in flatten_dict(params).items()
-  }
+def rules(vae: VideoVAE) -> list[Rule]:
+  """The name table. Wan 2.2 names the parts of a level, 2.1 numbers all the encoder's in a row."""
+  table = [*_conv("quant_conv", "quant"), *_conv("post_quant_conv", "post_quant")]
+  for part in ("encoder", "decoder"):
+    table += [*_conv(f"{part}.conv_in", f"{part}/conv_in")]
+    table += [*_norm(f"{part}.norm_out", f"{part}/norm_out")]
+    table += [*_conv(f"{part}.conv_out", f"{part}/conv_out")]
+    theirs, ours = f"{part}.mid_block", f"{part}/middle"
+    for j in range(2):
+      table += _block(f"{theirs}.resnets.{j}", f"{ours}/block_{j}", False)
+    theirs, ours = f"{theirs}.attentions.0", f"{ours}/attention"
+    table += [
+      *_norm(f"{theirs}.norm", f"{ours}/norm", per_frame=True),
+      *_conv(f"{theirs}.to_qkv", f"{ours}/qkv", per_frame=True),
+      *_conv(f"{theirs}.proj", f"{ours}/out", per_frame=True),
+    ]
+  return table + _encoder_levels(vae) + _decoder_levels(vae)
 
 
-def _their_name(names: Mapping[str, str], path: tuple[str, ...]) -> str:
-  return f"{names['/'.join(path[:-1])]}.{LEAVES[path[-1]]}"
+def _encoder_levels(vae: VideoVAE) -> list[Rule]:
+  table, width, parts = [], vae.widths[0], vae.res_blocks + 1
+  for i, features in enumerate(vae.widths):
+    level, number = f"encoder.down_blocks.{i}", i * parts
+    for j in range(vae.res_blocks):
+      theirs = f"{level}.resnets.{j}" if vae.shortcuts else f"encoder.down_blocks.{number + j}"
+      table += _block(theirs, f"encoder/level_{i}_block_{j}", width != features)
+      width = features
+    if i < len(vae.time_down):
+      last = f"encoder.down_blocks.{number + vae.res_blocks}"
+      theirs = f"{level}.downsampler" if vae.shortcuts else last
+      table += _resampling(theirs, f"encoder/level_{i}_down", vae.time_down[i])
+  return table
 
 
-def _to_ours(value: np.ndarray) -> np.ndarray:
-  if value.ndim == 5:
-    return rearrange(value, "o i t h w -> t h w i o")
-  if value.ndim == 4 and value.shape[1:] != (1, 1, 1):
-    return rearrange(value, "o i h w -> 1 h w i o")
-  return value.reshape(-1)
+def _decoder_levels(vae: VideoVAE) -> list[Rule]:
+  widths = vae.decoder_widths or vae.widths
+  table, width = [], widths[-1]
+  for i in reversed(range(len(widths))):
+    level = f"decoder.up_blocks.{len(widths) - 1 - i}"
+    for j in range(vae.res_blocks + 1):
+      ours = f"decoder/level_{i}_block_{j}"
+      table += _block(f"{level}.resnets.{j}", ours, width != widths[i])
+      width = widths[i]
+    if i:
+      theirs = f"{level}.upsampler" if vae.shortcuts else f"{level}.upsamplers.0"
+      table += _resampling(theirs, f"decoder/level_{i}_up", vae.time_down[i - 1])
+      width = width if vae.shortcuts else width // 2
+  return table
 
 
-def _to_theirs(value: np.ndarray, name: str) -> np.ndarray:
-  if name.endswith(".weight"):
-    pattern = "1 h w i o -> o i h w" if PER_FRAME.search(name) else "t h w i o -> o i t h w"
-    return rearrange(value, pattern)
-  if name.endswith(".gamma"):
-    return value.reshape(-1, 1, 1) if PER_FRAME.search(name) else value.reshape(-1, 1, 1, 1)
-  return value
+def _block(theirs: str, ours: str, widens: bool) -> list[Rule]:
+  table = _conv(f"{theirs}.conv_shortcut", f"{ours}/shortcut") if widens else []
+  for n in (1, 2):
+    table += _norm(f"{theirs}.norm{n}", f"{ours}/norm{n}")
+    table += _conv(f"{theirs}.conv{n}", f"{ours}/conv{n}")
+  return table
 
 
-def _shapes(vae: VideoVAE) -> dict[tuple[str, ...], tuple[int, ...]]:
-  """Path -> shape of all parameters, computing nothing."""
-  key = jax.random.key(0)
-  size = vae.space_stride
-  video = jax.ShapeDtypeStruct((1, 1, size, size, vae.channels), np.float32)
-  params = jax.eval_shape(vae.init, key, video, key)["params"]
-  return {path: leaf.shape for path, leaf in flatten_dict(params).items()}
+def _resampling(theirs: str, ours: str, time: bool) -> list[Rule]:
+  table = _conv(f"{theirs}.resample.1", f"{ours}/conv", per_frame=True)
+  return table + (_conv(f"{theirs}.time_conv", f"{ours}/time_conv") if time else [])
+
+
+def _conv(theirs: str, ours: str, per_frame: bool = False) -> list[Rule]:
+  """Kernel and bias; where theirs sees single frames and is 2-D, ours has one tap in time."""
+  there, here = ("o i h w", "1 h w i o") if per_frame else ("o i t h w", "t h w i o")
+  kernel = Rule(
+    f"{theirs}.weight",
+    f"{ours}/kernel",
+    lambda x: rearrange(x, f"{there} -> {here}"),
+    lambda x: rearrange(x, f"{here} -> {there}"),
+  )
+  return [kernel, Rule(f"{theirs}.bias", f"{ours}/bias")]
+
+
+def _norm(theirs: str, ours: str, per_frame: bool = False) -> list[Rule]:
+  there = (-1, 1, 1) if per_frame else (-1, 1, 1, 1)
+  names = f"{theirs}.gamma", f"{ours}/scale"
+  return [Rule(*names, lambda x: x.reshape(-1), lambda x: x.reshape(there))]

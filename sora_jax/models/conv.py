@@ -40,8 +40,8 @@ def conv3d(
     strides: along t, h, w.
     padding: zeros before and after, along t, h, w.
   """
-  by_taps = jax.default_backend() == "cpu"
-  return (conv3d_by_taps if by_taps else conv3d_direct)(x, kernel, strides, padding)
+  folded = jax.default_backend() == "cpu"
+  return (conv3d_folded if folded else conv3d_direct)(x, kernel, strides, padding)
 
 
 def conv3d_direct(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> Array:
@@ -51,34 +51,28 @@ def conv3d_direct(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pa
   )
 
 
-def conv3d_by_taps(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> Array:
-  """The convolution as a sum of 2-D ones, one per tap in time.
+def conv3d_folded(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> Array:
+  """The convolution as a 2-D one, of frames side by side with those that the taps before read.
 
-  On XLA's CPU backend several times faster than the direct form (no fast 3-D kernel there).
-  Outputs that would read only the padding in front cost nothing, so a one-frame video pays for
-  one tap. Padding behind the last frame is not supported: a causal convolution has none.
+  On XLA's CPU backend several times faster than the direct form (no fast 3-D kernel there), and up
+  to a fifth faster than a sum of 2-D ones. Taps that would read only the padding in front cost
+  nothing, so a one-frame video pays for one. Padding behind the last frame is not supported: a
+  causal convolution has none.
   """
   stride, (before, after) = strides[0], padding[0]
   if after:
-    raise ValueError("conv3d_by_taps takes no padding after the last frame")
-  taps, frames = kernel.shape[0], x.shape[1]
-  length = (frames + before - taps) // stride + 1
-  total = None
-  for tap in reversed(range(taps)):
-    skip = max(0, -((tap - before) // stride))  # outputs for which this tap reads padding
-    if skip >= length:
-      continue
-    start = tap - before + skip * stride
-    y = _conv2d(
-      x[:, start : start + (length - skip - 1) * stride + 1 : stride],
-      kernel[tap], strides[1:], padding[1:],
-    )  # fmt: skip
-    y = jnp.pad(y, ((0, 0), (skip, 0), (0, 0), (0, 0), (0, 0))) if skip else y
-    total = y if total is None else total + y
-  if total is None:  # no frames come out
+    raise ValueError("conv3d_folded takes no padding after the last frame")
+  length = (x.shape[1] + before - kernel.shape[0]) // stride + 1
+  if not length:
     shape = jax.eval_shape(lambda x: conv3d_direct(x, kernel, strides, padding), x)
-    total = jnp.zeros(shape.shape, shape.dtype)
-  return total
+    return jnp.zeros(shape.shape, shape.dtype)
+  last = (length - 1) * stride  # where the last output's taps begin
+  unread = max(0, before - last)
+  kernel, before = kernel[unread:], before - unread
+  x = jnp.pad(x, [(0, 0), (before, 0), *[(0, 0)] * 3])
+  read = [x[:, tap : tap + last + 1 : stride] for tap in range(kernel.shape[0])]
+  kernel = rearrange(kernel, "t h w i o -> h w (t i) o")
+  return _conv2d(jnp.concatenate(read, axis=-1), kernel, strides[1:], padding[1:])
 
 
 def _conv2d(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> Array:

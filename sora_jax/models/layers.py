@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from sora_jax.models.patch import rotate
 from sora_jax.parallel.attention import attend
 from sora_jax.parallel.sharding import constrain, gather
-from sora_jax.typing import Array, Float, Int
+from sora_jax.typing import Array, Float, Int, Params
 
 
 def sinusoid(x: Float[Array, "*b"], width: int, max_period: float = 10_000.0) -> Array:
@@ -53,14 +53,15 @@ class Dense(nn.Module):
   features: int
   dtype: Any = None
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
     kernel = gather("/".join((*self.path, "kernel")), kernel, self.dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    return x @ kernel + bias
+    return x @ kernel if bias is None else x @ kernel + bias
 
 
 class Mlp(nn.Module):
@@ -115,3 +116,12 @@ class Attention(nn.Module):
       heads=self.heads, kernel=self.kernel, ulysses=self.ulysses, cross=cross,
     )  # fmt: skip
     return dense("out")(out)
+
+
+def kernels_in(dtype: Any, params: Params) -> Params:
+  """Parameters with kernels, which such layers compute with in `dtype` (None: float32), in that."""
+
+  def store(path: tuple[Any, ...], leaf: Any) -> Any:
+    return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+  return params if dtype is None else jax.tree_util.tree_map_with_path(store, params)

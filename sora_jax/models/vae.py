@@ -1,4 +1,4 @@
-"""One causal autoencoder for images and videos. Wan 2.1's is one row of its table of variants.
+"""One causal autoencoder for images and videos. Wan 2.1's and 2.2's are rows of its variants.
 
 A video of 4k+1 frames becomes a grid of k+1 latent frames: the first latent sees one frame, every
 later one `time_stride` more. An image is a video of one frame. Both directions are causal, so a
@@ -6,9 +6,9 @@ clip may be encoded and decoded chunk by chunk, in memory that does not grow wit
 the result is that of the whole clip.
 
 The levels are Wan's (models/vae_levels.py), the latents those of a KL autoencoder (Rombach et al.,
-arXiv:2112.10752). Options are the pixel unshuffle of Wan 2.2, in time too, and fixed principal
-components beside the levels (models/vae_linear.py) or in their place: without levels in the
-encoder the latents are final before anything is trained.
+arXiv:2112.10752). Options are the pixel unshuffle (in time too) and the shortcuts of Wan 2.2, and
+fixed principal components beside the levels (models/vae_linear.py) or in their place: without
+levels in the encoder the latents are final before anything is trained.
 """
 
 from __future__ import annotations
@@ -47,6 +47,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     latent_std=(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
                 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
   ),
+  "wan2.2": dict(
+    z_channels=48, widths=(160, 320, 640, 640), decoder_widths=(256, 512, 1024, 1024),
+    res_blocks=2, patch=2, time_down=(False, True, True), kernel_t=(3, 3, 3, 3),
+    mid_attention=True, shortcuts=True,
+    latent_mean=(-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557,
+                 -0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825,
+                 -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+                 -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230,
+                 -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748,
+                 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667),
+    latent_std=(0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013,
+                0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978,
+                0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+                0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093,
+                0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887,
+                0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744),
+  ),
 }  # fmt: skip
 
 
@@ -56,7 +73,7 @@ class VideoVAE(nn.Module):
   Attributes:
     z_channels: channels of a latent.
     widths: features per level, finest first; each level but the first has half the rows and
-      columns of the one before.
+      columns of the one before. decoder_widths: those of the decoder, if they are others.
     res_blocks: residual blocks per level of the encoder; the decoder has one more.
     patch: pixels are first rearranged into patch x patch squares.
     patch_time: frames such a patch spans; the first frame fills one alone, repeated.
@@ -66,6 +83,7 @@ class VideoVAE(nn.Module):
       levels start at zero and learn what is missing.
     learned: the sides that have levels; the other ones are the components alone (`linear`).
     mid_attention: whether pixels of a frame attend to each other at the coarsest level.
+    shortcuts: adds to what a level makes its input, brought to that size without weights.
     latent_mean, latent_std: per channel over the training set, set once the encoder is frozen;
       `encode_video` and `decode_latents` use them, `encode` and `decode` do not.
     dtype: of the computation; parameters are float32.
@@ -73,12 +91,14 @@ class VideoVAE(nn.Module):
 
   z_channels: int = 16
   widths: tuple[int, ...] = (64, 96, 128)
+  decoder_widths: tuple[int, ...] | None = None
   res_blocks: int = 1
   patch: int = 2
   patch_time: int = 1
   time_down: tuple[bool, ...] = (True, True)
   kernel_t: tuple[int, ...] = (1, 3, 3)
   mid_attention: bool = False
+  shortcuts: bool = False
   linear: bool = False
   learned: tuple[str, ...] = ("encoder", "decoder")
   latent_mean: tuple[float, ...] | None = None
@@ -94,17 +114,18 @@ class VideoVAE(nn.Module):
       )
     z = self.z_channels
     shape = dict(
-      widths=self.widths, res_blocks=self.res_blocks, time_down=self.time_down,
-      kernel_t=self.kernel_t, mid_attention=self.mid_attention, dtype=self.dtype,
+      res_blocks=self.res_blocks, time_down=self.time_down, kernel_t=self.kernel_t,
+      mid_attention=self.mid_attention, shortcuts=self.shortcuts, dtype=self.dtype,
     )  # fmt: skip
     last = nn.initializers.zeros if self.linear else present_tap()
     dense = partial(CausalConv, kernel=(1, 1, 1), dtype=self.dtype)
     if "encoder" in self.learned:
-      self.encoder = Encoder(features=2 * z, **shape)
+      self.encoder = Encoder(2 * z, self.widths, **shape)
       self.quant = dense(2 * z, kernel_init=last, bias_init=_quiet)
     if "decoder" in self.learned:
       patch = self.patch_time * self.patch**2
-      self.decoder = Decoder(features=self.channels * patch, last_init=last, **shape)
+      widths = self.decoder_widths or self.widths
+      self.decoder = Decoder(self.channels * patch, widths, last_init=last, **shape)
       self.post_quant = dense(z)
     if self.linear:
       self.principal = PatchComponents(z, self.time_stride, self.space_stride, self.channels)

@@ -1,7 +1,9 @@
 """The levels of the autoencoder: residual blocks at halving resolutions, causal in time.
 
 The architecture (and what "the first frame" means to the resampling layers) is that of
-Wan: Open and Advanced Large-Scale Video Generative Models (arXiv:2503.20314), section 4.1.
+Wan: Open and Advanced Large-Scale Video Generative Models (arXiv:2503.20314), section 4.1. Wan 2.2
+adds shortcuts around whole levels that only move numbers (`fold`, `unfold`), as in DC-AE (Chen et
+al., arXiv:2410.10733), and does not halve the width where it doubles rows and columns.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from einops import rearrange, repeat
 from sora_jax.models.conv import CausalConv, Initializer, same_frames
 from sora_jax.models.layers import RMSNorm
 from sora_jax.typing import Array, Float, Latents
+
+_FINE, _COARSE = "b (t p) (h q) (w r) c", "b t h w (c p q r)"
 
 EPS = 1e-8  # of the norms: small beside any real activation (Wan has none), finite gradient at 0
 
@@ -96,12 +100,13 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-  """Doubles, if asked, the frames after the first one, and rows and columns; halves the width.
+  """Doubles, if asked, the frames after the first one, and rows and columns; `features` come out.
 
   In time, the first frame passes as it is and is not seen by those after it: for them the clip
   begins at the second frame. At the start of training each frame is shown twice.
   """
 
+  features: int
   time: bool
   dtype: Any = None
 
@@ -116,7 +121,33 @@ class Upsample(nn.Module):
       tail = rearrange(conv(tail), "b t h w (r c) -> b (t r) h w c", r=2)
       x = jnp.concatenate([head, tail], axis=1)
     x = repeat(x, "b t h w c -> b t (h r) (w s) c", r=2, s=2)
-    return CausalConv(c // 2, (1, 3, 3), dtype=self.dtype, name="conv")(x)
+    return CausalConv(self.features, (1, 3, 3), dtype=self.dtype, name="conv")(x)
+
+
+def fold(
+  x: Float[Array, "b t h w c"], features: int, strides: tuple[int, int, int], first: bool
+) -> Float[Array, "b _ _ _ _"]:
+  """A level without weights: cells of `strides` become channels, and means of them `features`.
+
+  The first frame fills a cell alone, after frames of zeros.
+  """
+  st, sh, sw = strides
+  x = jnp.pad(x, [(0, 0), ((st - 1) * first, 0), *[(0, 0)] * 3])
+  x = rearrange(x, _FINE + " -> " + _COARSE, p=st, q=sh, r=sw)
+  return rearrange(x, "b t h w (c g) -> b t h w c g", c=features).mean(axis=-1)
+
+
+def unfold(
+  x: Float[Array, "b t h w c"], features: int, strides: tuple[int, int, int], first: bool
+) -> Float[Array, "b _ _ _ _"]:
+  """The way back: each channel is shown as often as it takes to fill the cells of `features`.
+
+  Of the first cell only the last frame is there.
+  """
+  st, sh, sw = strides
+  x = jnp.repeat(x, features * st * sh * sw // x.shape[-1], axis=-1)
+  x = rearrange(x, _COARSE + " -> " + _FINE, p=st, q=sh, r=sw)
+  return x[:, st - 1 :] if first else x
 
 
 class Encoder(nn.Module):
@@ -128,6 +159,7 @@ class Encoder(nn.Module):
   time_down: tuple[bool, ...]
   kernel_t: tuple[int, ...]
   mid_attention: bool
+  shortcuts: bool
   dtype: Any = None
 
   @nn.compact
@@ -135,10 +167,14 @@ class Encoder(nn.Module):
     conv = partial(CausalConv, dtype=self.dtype)
     x = conv(self.widths[0], (self.kernel_t[0], 3, 3), name="conv_in")(x)
     for i, (width, kernel_t) in enumerate(zip(self.widths, self.kernel_t, strict=True)):
+      start, strides = x, (1, 1, 1)
       for j in range(self.res_blocks):
         x = ResBlock(width, kernel_t, self.dtype, name=f"level_{i}_block_{j}")(x)
       if i < len(self.time_down):
+        strides = (1 + self.time_down[i], 2, 2)
         x = Downsample(self.time_down[i], self.dtype, name=f"level_{i}_down")(x, first)
+      if self.shortcuts:
+        x = x + fold(start, width, strides, first)
     x = Middle(self.kernel_t[-1], self.mid_attention, self.dtype, name="middle")(x)
     x = nn.silu(RMSNorm(EPS, name="norm_out")(x))
     return conv(self.features, (self.kernel_t[-1], 3, 3), name="conv_out")(x)
@@ -153,6 +189,7 @@ class Decoder(nn.Module):
   time_down: tuple[bool, ...]
   kernel_t: tuple[int, ...]
   mid_attention: bool
+  shortcuts: bool
   last_init: Initializer
   dtype: Any = None
 
@@ -162,10 +199,14 @@ class Decoder(nn.Module):
     x = conv(self.widths[-1], (self.kernel_t[-1], 3, 3), name="conv_in")(x)
     x = Middle(self.kernel_t[-1], self.mid_attention, self.dtype, name="middle")(x)
     for i in reversed(range(len(self.widths))):
+      start, width = x, self.widths[i]
       for j in range(self.res_blocks + 1):
-        x = ResBlock(self.widths[i], self.kernel_t[i], self.dtype, name=f"level_{i}_block_{j}")(x)
+        x = ResBlock(width, self.kernel_t[i], self.dtype, name=f"level_{i}_block_{j}")(x)
       if i:
-        x = Upsample(self.time_down[i - 1], self.dtype, name=f"level_{i}_up")(x, first)
+        features, time = width if self.shortcuts else width // 2, self.time_down[i - 1]
+        x = Upsample(features, time, self.dtype, name=f"level_{i}_up")(x, first)
+        if self.shortcuts:
+          x = x + unfold(start, features, (1 + time, 2, 2), first)
     x = nn.silu(RMSNorm(EPS, name="norm_out")(x))
     kernel = (self.kernel_t[0], 3, 3)
     return conv(self.features, kernel, kernel_init=self.last_init, name="conv_out")(x)

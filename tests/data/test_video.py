@@ -258,3 +258,16 @@ def test_damaged_files_are_read_or_refused(originals, tmp_path, data):
   except UserError:
     return
   assert frames.shape[1:] == (16, 16, 3) and 1 <= len(frames) <= 12 and 0 < fps <= 1000
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".png"])
+def test_pieces_make_the_same_file(rng, tmp_path, suffix):
+  clip = smooth(rng, 7, height=31, width=33)
+  whole, pieces, bad = (tmp_path / f"{name}{suffix}" for name in ("whole", "pieces", "bad"))
+  video.write(whole, clip)
+  video.write(pieces, iter([clip[:1], clip[1:5], clip[5:]]))
+  assert whole.read_bytes() == pieces.read_bytes()
+  for wrong in ([], [clip, clip[:, 1:]], [clip, clip / 255]):
+    with pytest.raises(UserError):
+      video.write(bad, iter(wrong))
+  assert {path.name for path in tmp_path.iterdir()} == {whole.name, pieces.name}

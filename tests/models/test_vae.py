@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import UserError
-from sora_jax.models.conv import CausalConv, conv3d_by_taps, conv3d_direct, normal
+from sora_jax.models.conv import CausalConv, conv3d_direct, conv3d_folded, normal
 from sora_jax.models.vae import (
   VARIANTS,
   VideoVAE,
@@ -26,6 +26,10 @@ NARROW = {
   "wan2.1": dict(
     widths=(4, 8, 8, 6), z_channels=4, res_blocks=1,
     latent_mean=(0.1, -0.2, 0.3, 0.0), latent_std=(0.5, 1.5, 0.8, 1.2),
+  ),
+  "wan2.2": dict(
+    widths=(4, 8), decoder_widths=(6, 6), time_down=(True,), kernel_t=(3, 3), z_channels=4,
+    res_blocks=1, latent_mean=None, latent_std=None,
   ),
 }  # fmt: skip
 
@@ -248,7 +252,7 @@ def test_both_convolutions_agree(frames, kernel, strides, padding):
   keys = jax.random.split(jax.random.key(frames), 3)
   x, weights = normal(keys[0], (2, frames, 6, 8, 5)), normal(keys[1], (*kernel, 5, 4))
   results = []
-  for conv in (conv3d_direct, conv3d_by_taps):
+  for conv in (conv3d_direct, conv3d_folded):
     y, back = jax.vjp(lambda x, w, conv=conv: conv(x, w, strides, padding), x, weights)
     results.append((y, *back(normal(keys[2], y.shape))))
   for a, b in zip(*results, strict=True):

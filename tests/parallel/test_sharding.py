@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from sora_jax.errors import UserError
-from sora_jax.models.conv import conv3d_by_taps
+from sora_jax.models.conv import conv3d_folded
 from sora_jax.models.discriminator import PatchDiscriminator
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import TextEncoder
@@ -142,7 +142,7 @@ def test_each_device_sums_a_convolutions_gradient_over_its_own_frames(rng):
   kernel = jnp.asarray(rng.normal(size=(2, 3, 3, 2, 4)), jnp.float32)
 
   def loss(kernel, x):
-    return jnp.mean(conv3d_by_taps(x, kernel, (1, 1, 1), ((1, 0), (1, 1), (1, 1))) ** 2)
+    return jnp.mean(conv3d_folded(x, kernel, (1, 1, 1), ((1, 0), (1, 1), (1, 1))) ** 2)
 
   expected = jax.grad(loss)(kernel, x)
   assert sharding.batch_shards(24) == 1
