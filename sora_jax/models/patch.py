@@ -80,7 +80,8 @@ def rotate(
 
   Not `paired`, each channel has an angle of its own, as in V-JEPA 2: no rotation then, but what
   its weights were trained with. The pairs are swapped by a product with a matrix of 0, 1 and -1,
-  which is exact in any precision: on TPUs, picking every second channel costs more than the projection that made them.
+  which is exact in any precision: on TPUs, picking every second channel costs more than the
+  projection that made them.
   """
   each = 2 if paired else 1
   cos, sin = (jnp.repeat(f(angles), each, axis=-1)[:, :, None] for f in (jnp.cos, jnp.sin))

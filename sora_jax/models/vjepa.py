@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -126,11 +127,13 @@ class Predictor(Transformer, kw_only=True):
     targets: Float[Array, "b m 3"],
     ids: Int[Array, "b n"],
     target_ids: Int[Array, "b m"],
-    mask: int,
+    mask: Int[Array, " b"],
   ) -> Float[Array, "b m e"]:
-    asks = self.param("mask_tokens", nn.initializers.zeros, (self.masks, self.width))
+    # Not zero, though published so: the first norm would multiply their gradient by a thousand.
+    asks = self.param("mask_tokens", nn.initializers.normal(0.02), (self.masks, self.width))
     x = Dense(self.width, dtype=self.dtype, name="context_in")(context)
-    ask = jnp.broadcast_to(asks[mask % self.masks], (*targets.shape[:2], self.width))
+    ask = jnp.take(asks, mask % self.masks, axis=0)[:, None]
+    ask = jnp.broadcast_to(ask, (*targets.shape[:2], self.width))
     x = constrain(jnp.concatenate([x, ask.astype(x.dtype)], axis=1), "tokens")
     angles = channel_angles(jnp.concatenate([positions, targets], axis=1), self.width // self.heads)
     x = self.through(x, jnp.concatenate([ids, target_ids], axis=1), angles)
@@ -208,16 +211,17 @@ class VJEPA(nn.Module):
     targets: Float[Array, "b m 3"],
     ids: Int[Array, "b n"] | None = None,
     target_ids: Int[Array, "b m"] | None = None,
-    mask: int = 1,
+    mask: Int[Array, " b"] | int = 1,
   ) -> Float[Array, "b m d"]:
     """The features expected at `targets`.
 
     Args:
       context: what `encode` returned for tokens at `positions`. ids, target_ids: see `encode`.
-      mask: the kind of mask, modulo `mask_tokens`; published evaluations use 1.
+      mask: the kind of mask, of all rows or of each, modulo `mask_tokens`; published evaluations use 1.
     """
     ids = _ones(positions) if ids is None else ids
     target_ids = _ones(targets) if target_ids is None else target_ids
+    mask = jnp.broadcast_to(mask, len(context))
     return self.predictor(context, positions, targets, ids, target_ids, mask)
 
   def __call__(
@@ -273,6 +277,13 @@ def tubelets(video: Video, patch: Patch) -> tuple[Float[Array, "b n p"], Float[A
 def grid_positions(grid: tuple[int, int, int]) -> Float[np.ndarray, "n 3"]:
   """(time, row, column) of each token of a grid, in the order of `patchify`."""
   return np.stack(np.unravel_index(np.arange(np.prod(grid)), grid), -1).astype(np.float32)
+
+
+def standardised(features: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+  """Zero mean and unit variance of each token's channels: what the predictor is to predict."""
+  x = features.astype(jnp.float32)
+  x = x - jnp.mean(x, axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
 
 
 def _ones(tokens: Array) -> Int[Array, "b n"]:
