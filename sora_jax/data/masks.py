@@ -64,7 +64,7 @@ class Mask:
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
-  """Adds `context` and `targets` to a sample, int32 (kinds, count): numbers of tokens, or `PADDING`.
+  """Adds `context` and `targets` to a sample, int32 (kinds, count): token numbers, or `PADDING`.
 
   Attributes:
     grid: tokens along time, rows and columns.

@@ -217,7 +217,8 @@ class VJEPA(nn.Module):
 
     Args:
       context: what `encode` returned for tokens at `positions`. ids, target_ids: see `encode`.
-      mask: the kind of mask, of all rows or of each, modulo `mask_tokens`; published evaluations use 1.
+      mask: the kind of mask, of all rows or of each, modulo `mask_tokens`; published evaluations
+        use 1.
     """
     ids = _ones(positions) if ids is None else ids
     target_ids = _ones(targets) if target_ids is None else target_ids

@@ -42,10 +42,11 @@ class Recipe(Protocol):
 
   It may also have `trainable` (regex of parameter paths; default: all), `sequence` (whether samples
   are sequences that the mesh axis `context` can split; default: False), `after(params, updates)` ->
-  params, which follows each update and changes parameters that are not trained (a pure function of
-  the updates before and the parameters after it), `validation`, which is like `dataset` but of
-  samples that are not trained on, `preview(params, key)` -> {name: uint8 video} and `export(params, workdir)`, which is called at each checkpoint and at the end. The last
-  two are given the averaged weights, and called in process 0 only.
+  params, pure, which follows each update and changes what is not trained (`updates`: how many came
+  before), `validation`, which is like `dataset` but of samples that are not trained on,
+  `preview(params, key)` -> {name: uint8 video} and `export(params, workdir)`, which is called at
+  each checkpoint and at the end. The last two are given the averaged weights, and called in process
+  0 only.
   """
 
   def init(self, key: PRNGKey) -> Params:

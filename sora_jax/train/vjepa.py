@@ -27,7 +27,7 @@ from sora_jax.data import pipeline, registry
 from sora_jax.data.masks import Mask, Masks
 from sora_jax.data.shards import split
 from sora_jax.data.transforms import to_float
-from sora_jax.evals.collapse import effective_rank, spread
+from sora_jax.evals.features import effective_rank, spread
 from sora_jax.interop import native
 from sora_jax.models.vjepa import VJEPA, standardised, tubelets
 from sora_jax.provenance import commit

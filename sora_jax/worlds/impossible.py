@@ -178,7 +178,8 @@ def changed(spec: Spec, change: str, rng: np.random.Generator, ahead: float) -> 
   """`spec` with another colour, shape, presence or place of its main object; None if there is none.
 
   Args:
-    change: one of `CHANGES`. ahead: of places, seconds by which it is too early (or, below 0, late).
+    change: one of `CHANGES`.
+    ahead: of places, seconds by which it is too early; below 0 too late.
   """
   main = spec.main
   x, y, z = main.position
