@@ -261,6 +261,26 @@ class AttentivePooler(Transformer, kw_only=True):
     return x + mlp(LayerNorm(self.eps, affine=True, name="norm2")(x))
 
 
+class VideoClassifier(nn.Module):
+  """Class logits of clips: an attentive pooler and a linear map behind the encoder of `vjepa`."""
+
+  vjepa: VJEPA
+  labels: int
+  pooler_layers: int = 3
+
+  @nn.compact
+  def __call__(
+    self, values: Float[Array, "b n p"], positions: Float[Array, "b n 3"]
+  ) -> Float[Array, "b labels"]:
+    v = self.vjepa
+    pooler = AttentivePooler(
+      width=v.width, layers=self.pooler_layers, heads=v.heads, mlp_width=4 * v.width, eps=v.eps,
+      dtype=v.dtype, remat=v.remat, attention=v.attention, name="pooler",
+    )  # fmt: skip
+    pooled = pooler(v.encode(values, positions))[:, 0]
+    return nn.Dense(self.labels, name="head")(pooled.astype(jnp.float32))
+
+
 def tubelets(video: Video, patch: Patch) -> tuple[Float[Array, "b n p"], Float[Array, "b n 3"]]:
   """All patches of a clip and their positions.
 

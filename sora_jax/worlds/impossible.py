@@ -164,7 +164,7 @@ class ImpossiblePairs:
     clip = self._film(spec)
     where, speed = clip.truth["position"][:, 0], clip.truth["velocity"][:, 0, 2]
     rise = where[:, 2] - shapes.rest_height(spec.main.shape, spec.main.scale)
-    fits = (rise > 0.25) & (np.abs(speed) > 0.5) & (clip.truth["visibility"][:, 0] > _CLEAR)
+    fits = (rise > 0.4) & (np.abs(speed) > 0.5) & (clip.truth["visibility"][:, 0] > _CLEAR)
     fits[:3] = fits[-3:] = False
     if not fits.any():
       return None

@@ -1,4 +1,4 @@
-"""Known answers: ranks of known features; probes that are given the answer, and ones that are not."""
+"""Known answers: ranks of known features; probes that are given the answer, or nothing."""
 
 import jax.numpy as jnp
 import numpy as np
