@@ -36,7 +36,7 @@ def frozen(vjepa: VJEPA, encoder: Params) -> Encode:
 
 def pixels(patch: Patch) -> Encode:
   """The patches themselves, in [-1, 1]: what any encoder has to beat."""
-  return lambda clips: np.asarray(tubelets(to_float(clips), patch)[0])
+  return lambda clips: np.asarray(tubelets(jnp.asarray(to_float(clips)), patch)[0])
 
 
 def in_pieces(function: Callable[[Any], Any], clips: Clips) -> np.ndarray:

@@ -113,7 +113,7 @@ def train(
   seed: int = 0,
 ) -> Params:
   """A probe of frozen features: AdamW, a linear warm-up over a tenth of the steps, a cosine."""
-  params = probe.init(jax.random.key(seed), jnp.asarray(features[:1]))["params"]
+  params = jax.jit(probe.init)(jax.random.key(seed), jnp.asarray(features[:1]))["params"]
   schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 10), steps)
   optimizer = optax.adamw(schedule, weight_decay=0.01)
 
@@ -140,7 +140,8 @@ def score(
   parts = [jax.device_get(apply(params, x[None])) for x in features]
   out = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   found = {
-    name: proportion(out[name].argmax(-1) == known) for name, known in labels.classes.items()
+    name: proportion((out[name].argmax(-1) == known).tolist())
+    for name, known in labels.classes.items()
   }
   size = np.array(labels.video.shape[2:4]) - 1
   gap = np.linalg.norm((out["place"] - labels.place) * size, axis=-1)[labels.seen]
@@ -168,5 +169,5 @@ def baselines(vjepa: VJEPA, seed: int = 0) -> dict[str, Encode]:
   """What a trained encoder has to beat: the same with random weights, and raw patches."""
   values = jnp.zeros((1, 1, int(np.prod(vjepa.patch)) * vjepa.channels))
   where = jnp.zeros((1, 1, 3))
-  random = vjepa.init(jax.random.key(seed), values, where, where)["params"]["encoder"]
+  random = jax.jit(vjepa.init)(jax.random.key(seed), values, where, where)["params"]["encoder"]
   return {"random": frozen(vjepa, random), "pixels": pixels(vjepa.patch)}

@@ -66,7 +66,7 @@ def test_a_seed_is_a_mask():
     assert not np.array_equal(drawn(3)[name], drawn(4)[name])
 
 
-@pytest.mark.parametrize("mask", [Mask(blocks=1, space=1.0), Mask()])
+@pytest.mark.parametrize("mask", [Mask(blocks=1, space=1.0, aspect=(4 / 3, 4 / 3)), Mask()])
 def test_masks_that_hide_all_or_nothing_are_refused(mask, rng):
   masks = Masks(grid=GRID, context=0.2, targets=0.4, kinds={"bad": mask})
   with pytest.raises(UserError, match="leaves nothing to see or to predict"):

@@ -7,6 +7,7 @@ import pytest
 from sora_jax.evals.features import frozen
 from sora_jax.evals.surprise import Surprise, expectation
 from sora_jax.models.vjepa import VJEPA, tubelets
+from sora_jax.worlds import sample_spec
 from sora_jax.worlds.impossible import Pair
 
 MODEL = VJEPA(
@@ -19,7 +20,7 @@ MODEL = VJEPA(
 def scorer():
   rng = np.random.default_rng(1)
   values, positions = tubelets(jax.numpy.zeros((1, 8, 16, 16, 3)), MODEL.patch)
-  params = MODEL.init(jax.random.key(0), values, positions, positions)["params"]
+  params = jax.jit(MODEL.init)(jax.random.key(0), values, positions, positions)["params"]
   params["target"] = params["encoder"]
   perturbed = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
   return Surprise(MODEL, perturbed, mask=2)
@@ -48,12 +49,13 @@ def test_it_is_the_same_in_any_batch(scorer, clips):
 
 
 def pairs(rng, count):
+  spec = sample_spec(0)
   for i in range(count):
     possible = rng.integers(0, 256, size=(4, 2, 2, 3), dtype=np.uint8)
     impossible = possible.copy()
     impossible[2:] ^= 1
     kind = ("hidden_colour", "open_colour", "hover")[i % 3]
-    yield Pair(possible, impossible, kind, 2, 2, f"pair {i}", (None, None))  # type: ignore
+    yield Pair(possible, impossible, kind, 2, 2, f"pair {i}", (spec, spec))
 
 
 def test_chance_is_one_half_and_indifference_nothing(rng):
