@@ -29,6 +29,7 @@ from sora_jax.interop.folders import read_json, write_json, written
 from sora_jax.interop.names import flatten, unflatten
 from sora_jax.interop.shards import Weights, header
 from sora_jax.models.vae import VideoVAE
+from sora_jax.models.vjepa import VJEPA
 from sora_jax.typing import Params
 
 
@@ -99,6 +100,20 @@ def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
   if vae.latent_mean is None:
     raise UserError(f"The autoencoder of {folder} has no latent statistics: export it again.")
   return vae, jax.tree.map(jnp.asarray, read_component(folder, "vae"))
+
+
+def load_vjepa(name: str | os.PathLike[str]) -> tuple[VJEPA, Params]:
+  """The V-JEPA of a checkpoint: `encoder`, `predictor` and `target`, the encoder of the targets.
+
+  Raises:
+    UserError: there is no such checkpoint, or it holds no V-JEPA.
+  """
+  folder = find(name)
+  config = read_config(folder)
+  if "vjepa" not in config:
+    raise UserError(f"The checkpoint {folder} has no V-JEPA; give one that recipe vjepa exported.")
+  params = jax.tree.map(jnp.asarray, read_component(folder, "vjepa"))
+  return config_lib.build(VJEPA, config["vjepa"]), params
 
 
 def load_params(name: str | os.PathLike[str], component: str, like: Params) -> Params:

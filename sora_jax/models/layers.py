@@ -65,23 +65,25 @@ class Dense(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Two linear maps around a tanh-approximated GELU."""
+  """Two linear maps around a GELU, approximated by a tanh or exact."""
 
   hidden: int
   out: int
   dtype: Any = None
+  approximate: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     x = Dense(self.hidden, dtype=self.dtype, name="up")(x)
-    return Dense(self.out, dtype=self.dtype, name="down")(nn.gelu(x, approximate=True))
+    return Dense(self.out, dtype=self.dtype, name="down")(nn.gelu(x, self.approximate))
 
 
 class Attention(nn.Module):
   """Multi-head attention with RMS-normalised queries and keys (over the full width, as in Wan).
 
-  `source` and its ids make it cross-attention; `angles` switch on rotary embeddings; `kernel` is
-  one of `parallel.attention.KERNELS`, or "auto", and `ulysses` as in its `attend`.
+  `source` and its ids make it cross-attention; `angles` switch on rotary embeddings, `paired` as in
+  `rotate`; `kernel` is one of `parallel.attention.KERNELS`, or "auto", and `ulysses` as in its
+  `attend`.
   """
 
   width: int
@@ -90,6 +92,8 @@ class Attention(nn.Module):
   dtype: Any = None
   kernel: str = "auto"
   ulysses: int = 0
+  qk_norm: bool = True
+  paired: bool = True
 
   @nn.compact
   def __call__(
@@ -105,11 +109,11 @@ class Attention(nn.Module):
     source = x if source is None else source
     source_ids = ids if source_ids is None else source_ids
     dense = lambda name: Dense(self.width, dtype=self.dtype, name=name)  # noqa: E731
-    q = RMSNorm(self.eps, name="q_norm")(dense("q")(x))
-    k = RMSNorm(self.eps, name="k_norm")(dense("k")(source))
-    v = dense("v")(source)
+    q, k, v = dense("q")(x), dense("k")(source), dense("v")(source)
+    if self.qk_norm:
+      q, k = RMSNorm(self.eps, name="q_norm")(q), RMSNorm(self.eps, name="k_norm")(k)
     if angles is not None:
-      q, k = rotate(q, angles), rotate(k, angles)
+      q, k = rotate(q, angles, self.paired), rotate(k, angles, self.paired)
     q, k, v = (constrain(y, "hidden") for y in (q, k, v))
     out = attend(
       q, k, v, ids, source_ids, block, block,
