@@ -203,11 +203,12 @@ class DiT(nn.Module):
     features = jnp.concatenate(
       [sinusoid(1000.0 * cond[..., 0], self.freq_width), cond[..., 1:]], axis=-1
     )
+    dense = functools.partial(Dense, gathered=False)
     e = constrain(features, "rows")
-    e = nn.silu(constrain(nn.Dense(self.width, name="time_in")(e), "rows"))
-    e = constrain(nn.Dense(self.width, name="time_out")(e), "rows")
+    e = nn.silu(constrain(dense(self.width, name="time_in")(e), "rows"))
+    e = constrain(dense(self.width, name="time_out")(e), "rows")
     zeros = nn.initializers.zeros  # adaLN-Zero: every block starts as the identity
-    modulation = nn.Dense(6 * self.width, kernel_init=zeros, name="time_modulation")(nn.silu(e))
+    modulation = dense(6 * self.width, kernel_init=zeros, name="time_modulation")(nn.silu(e))
     return e, rearrange(modulation, "b k (six d) -> b k six d", six=6)
 
 

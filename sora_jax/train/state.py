@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sora_jax.train.optim import Optimizer
+from sora_jax.train.optim import Optimizer, merge
 from sora_jax.typing import Array, Int, Params
 
 
@@ -21,9 +21,10 @@ class TrainState(struct.PyTreeNode):
 
   Attributes:
     step: batches consumed, the skipped ones included.
-    params: the weights.
+    params: the weights that are trained; None in the place of the others.
     ema: their running average, of the same structure.
-    opt_state: the optimiser's moments, of the trainable weights only.
+    opt_state: the optimiser's moments of them.
+    frozen: the other weights. No checkpoint holds them: they are what the recipe's `init` made.
     skipped: batches whose loss or gradient was not finite; they changed nothing above.
     bad_streak: how many of the last batches in a row were skipped.
   """
@@ -33,8 +34,19 @@ class TrainState(struct.PyTreeNode):
   params: Any
   ema: Any
   opt_state: Any
+  frozen: Any
   skipped: Any
   bad_streak: Any
+
+  @property
+  def weights(self) -> Params:
+    """All weights, trained and frozen."""
+    return merge(self.params, self.frozen)
+
+  @property
+  def average(self) -> Params:
+    """All weights, the trained ones averaged: what is measured, shown and exported."""
+    return merge(self.ema, self.frozen)
 
   @property
   def updates(self) -> Int[Array, ""]:
@@ -44,13 +56,14 @@ class TrainState(struct.PyTreeNode):
   @classmethod
   def create(cls, params: Params, optimizer: Optimizer) -> TrainState:
     """The state before the first step."""
-    trainable, _ = optimizer.split(params)
+    trainable, frozen = optimizer.split(params)
     return cls(
       step=jnp.zeros((), jnp.int32),
-      params=params,
+      params=trainable,
       # A copy, not the same buffers: the step donates both.
-      ema=jax.tree.map(jnp.copy, params),
+      ema=jax.tree.map(jnp.copy, trainable),
       opt_state=optimizer.transform.init(trainable),
+      frozen=frozen,
       skipped=jnp.zeros((), jnp.int32),
       bad_streak=jnp.zeros((), jnp.int32),
     )

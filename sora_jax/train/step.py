@@ -31,18 +31,18 @@ def train_step(
     The next state, and scalars: the loss' own, `loss`, `grad_norm`, `lr` and `bad_streak`.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
-  trainable, frozen = optimizer.split(state.params)
 
-  def objective(trainable: Params, batch: Any, key: PRNGKey) -> tuple[Array, dict[str, Array]]:
-    value, extra = loss(optim.merge(trainable, frozen), batch, key, state.step)
+  def objective(params: Params, batch: Any, key: PRNGKey) -> tuple[Array, dict[str, Array]]:
+    value, extra = loss(optim.merge(params, state.frozen), batch, key, state.step)
     return value, {"loss": value, **extra}
 
-  grads, values = mean_gradient(objective, trainable, batch, key, accumulate)
+  # Of the trained weights alone: no gradient of a frozen one is computed.
+  grads, values = mean_gradient(objective, state.params, batch, key, accumulate)
   norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm) & jnp.isfinite(values["loss"])
 
-  updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
-  params = optim.merge(optax.apply_updates(trainable, updates), frozen)
+  updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
   learned = (params, optimizer.ema(state.ema, params, state.updates), opt_state)
   before = (state.params, state.ema, state.opt_state)
   params, ema, opt_state = jax.tree.map(functools.partial(jnp.where, finite), learned, before)

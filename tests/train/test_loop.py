@@ -30,7 +30,8 @@ def saved(workdir) -> dict[str, np.ndarray]:
   abstract = jax.tree.map(
     lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), abstract
   )
-  restored = store.restore(abstract)
+  frozen = {name: None for name in params} | {"frozen": jnp.arange(5, dtype=jnp.int8)}
+  restored = store.restore(abstract, frozen)
   store.close()
   assert restored is not None
   leaves = jax.tree_util.tree_leaves_with_path(restored[1])
