@@ -16,7 +16,7 @@ from einops import reduce, repeat
 from tqdm import tqdm
 
 from sora_jax.data.packing import Packer
-from sora_jax.diffusion import conditioning
+from sora_jax.diffusion import caching, conditioning
 from sora_jax.diffusion import sampler as solvers
 from sora_jax.diffusion.conditioning import TIME_STRIDE, Stretch
 from sora_jax.diffusion.guidance import Guidance
@@ -36,7 +36,7 @@ MAX_PARTS = 6  # pieces the sampler's loop is cut into, for the progress bar
 # What a request that says nothing gets; a checkpoint's config.json may say otherwise.
 SAMPLING: dict[str, Any] = dict(
   sampler="dpm++", steps=30, guidance=3.0, guidance_rescale=0.0, guidance_interval=[0.0, 1.0],
-  shift=1.0,
+  shift=1.0, cache=0.0, residuals=None,
 )  # fmt: skip
 
 
@@ -87,12 +87,19 @@ class Denoiser:
     ways = sharding.batch_ways(sharding.mesh_of(self.params))
     return samples + -samples % (ways // math.gcd(ways, 1 + self.guidance.active))
 
-  def table(self, latent: tuple[int, int, int], strength: float) -> Float[np.ndarray, "calls 8"]:
-    """The solver's coefficients for a target grid of latents. Raises UserError: no such solver."""
+  def table(self, latent: tuple[int, int, int], strength: float) -> Float[np.ndarray, "calls 9"]:
+    """The solver's coefficients for a target grid of latents, and which calls step caching shortens.
+
+    Raises:
+      UserError: no such solver, or the checkpoint has no curve for step caching.
+    """
     tokens = int(np.prod(grid_shape(latent, self.dit.patch)))
     shift = LevelSampler(shift=self.request["shift"]).shift_for(tokens)
     levels = schedule(self.request["steps"], shift, strength)
-    return solvers.table(self.request["sampler"], levels)
+    table = solvers.table(self.request["sampler"], levels)
+    if self.request["cache"]:
+      table[:, 8] = caching.reused(table[:, 0], self.request["residuals"], self.request["cache"])
+    return table
 
   def __call__(
     self,
@@ -144,7 +151,11 @@ class Denoiser:
     latent = known.shape
     table = self.table(latent, window.strength)
     values = sharding.place(batches[0]["values"], "tokens", mesh)
-    carry = jax.device_put(solvers.start(values), values.sharding)
+    memory = None
+    if self.request["cache"]:
+      rows, width = (1 + guidance.active) * len(stories), self.dit.width
+      memory = jnp.zeros((rows, packer.length, width), self.dit.dtype or values.dtype)
+    carry = jax.device_put(solvers.start(values, memory), values.sharding)
     parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
     for piece in np.split(table, parts):  # equal parts are one program; the bar moves in between
       with jax.set_mesh(mesh):
@@ -152,7 +163,7 @@ class Denoiser:
       jax.block_until_ready(carry)
       bar.update(len(piece))
     grid = int(np.prod(grid_shape(latent, self.dit.patch)))
-    return np.asarray(unpatchify(carry[1][:, :grid], latent, self.dit.patch))
+    return np.asarray(unpatchify(carry.y[:, :grid], latent, self.dit.patch))
 
 
 def whole_patches(
@@ -182,9 +193,12 @@ def solve(
   params: Params,
   batches: Sequence[Mapping[str, Array]],
   carry: solvers.Carry,
-  table: Float[Array, "calls 8"],
+  table: Float[Array, "calls 9"],
 ) -> solvers.Carry:
-  """Runs rows of the sampler's table on a packed batch and, under guidance, its unprompted twin."""
+  """Runs rows of the sampler's table on a packed batch and, under guidance, its unprompted twin.
+
+  The memory of `carry` is what the transformer's blocks added last, in both; None without caching.
+  """
   split = functools.partial(constrain, name="tokens")
   carry = jax.tree.map(split, carry)
   used = batches if guidance.active else batches[:1]
@@ -192,10 +206,15 @@ def solve(
   made = (tokens[0].noise_level() > 0) & (tokens[0].segments > 0)
   both = jax.tree.map(lambda *x: jnp.concatenate(x), *tokens)
 
-  def velocity(values: Array, level: Array) -> Array:
+  def velocity(values: Array, level: Array, reuse: Array, memory: Any) -> tuple[Array, Any]:
     cond = both.cond.at[..., 0].multiply(level)  # known rows have level 0 and keep it
     inputs = dataclasses.replace(both, values=jnp.tile(values, (len(used), 1, 1)), cond=cond)
-    v = jnp.split(dit.apply({"params": params["dit"]}, inputs), len(used))
-    return guidance(v[0], v[1], level, made) if guidance.active else v[0]
+    model = functools.partial(dit.apply, {"params": params["dit"]}, inputs)
+    if memory is None:
+      both_v = model()
+    else:
+      both_v, memory = caching.call(model, reuse, memory)
+    v = jnp.split(both_v, len(used))
+    return guidance(v[0], v[1], level, made) if guidance.active else v[0], memory
 
   return jax.tree.map(split, solvers.solve(velocity, carry, table, made))

@@ -64,6 +64,7 @@ class VideoModel:
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
+    cache: float | None = None,
     batch_size: int = 16,
     progress: bool = False,
   ) -> UInt8[np.ndarray, "*b t h w 3"]:
@@ -80,6 +81,8 @@ class VideoModel:
         (None: as many as the longest clips of training had).
       size: (height, width). fps: frame rate to move at.
       sampler, steps, guidance, shift: of the ODE solver; None takes the checkpoint's.
+      cache: threshold of step caching (`diffusion.caching`): larger is faster and less exact; 0 is
+        none, None takes the checkpoint's.
       batch_size: videos made at a time; as many more as a mesh needs to divide them.
       progress: whether to show a bar on stderr.
 
@@ -87,7 +90,7 @@ class VideoModel:
       UserError: an empty prompt, or a length, size or setting the model cannot do.
     """
     size = size if canvas is None else canvas.video.shape[2:4]
-    request = self.request(frames, size, fps, sampler, steps, guidance, shift)
+    request = self.request(frames, size, fps, sampler, steps, guidance, shift, cache)
     alone = (str, Story)
     stories = [Story.of(x) for x in ([prompts] if isinstance(prompts, alone) else list(prompts))]
     if not stories:
@@ -102,7 +105,7 @@ class VideoModel:
     self._check_stories(stories, len(canvas.known), request["fps"])
     longest = self._longest(request) if frames is None or given is None else frames
     plan = Plan.of(canvas, longest, self.vae.time_stride)
-    denoiser = self._denoiser(request)
+    denoiser = self.denoiser(request)
     lt, lh, lw = self.vae.latent_shape(plan.length + canvas.loop, *request["size"])
     latent = (lt - canvas.loop, lh, lw)  # a loop has no special first latent
     calls = len(denoiser.table(latent, canvas.strength)) * len(plan.starts)
@@ -130,6 +133,7 @@ class VideoModel:
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
+    cache: float | None = None,
   ) -> dict[str, Any]:
     """The checkpoint's settings with those that are given in their place, checked.
 
@@ -138,7 +142,7 @@ class VideoModel:
     """
     given = dict(
       frames=frames, size=size, fps=fps, sampler=sampler, steps=steps, guidance=guidance,
-      shift=shift,
+      shift=shift, cache=cache,
     )  # fmt: skip
     request = SAMPLING | dict(self.config["sampling"])
     request |= {k: v for k, v in given.items() if v is not None}
@@ -151,7 +155,7 @@ class VideoModel:
     for name, low in (("steps", 1), ("fps", 1e-3), ("shift", 1e-3)):
       if not request[name] >= low:
         raise UserError(f"{name} is {request[name]} but must be at least {low:g}.")
-    denoiser = self._denoiser(request)
+    denoiser = self.denoiser(request)
     denoiser.table((1, 1, 1), 1.0), denoiser.guidance  # refuse what they do not know
     return request
 
@@ -199,7 +203,8 @@ class VideoModel:
     """What the autoencoder keeps of videos."""
     return self.codec.reconstruct(video)
 
-  def _denoiser(self, request: Mapping[str, Any]) -> Denoiser:
+  def denoiser(self, request: Mapping[str, Any]) -> Denoiser:
+    """The solver of a request (of `request`)."""
     params = {name: self.params[name] for name in ("dit", "text")}
     return Denoiser(self.dit, self.text, self.prompts, params, request)
 

@@ -145,7 +145,15 @@ class DiT(nn.Module):
     return pt * ph * pw * self.channels
 
   @nn.compact
-  def __call__(self, tokens: Tokens) -> Float[Array, "b n p"]:
+  def __call__(
+    self, tokens: Tokens, residual: Float[Array, "b n d"] | None = None
+  ) -> Float[Array, "b n p"]:
+    """Velocities.
+
+    Args:
+      residual: what the blocks added in another call: added here in their place. A call without it
+        sows its own as the intermediate "residual".
+    """
     dense = lambda name, width: Dense(width, dtype=self.dtype, name=name)  # noqa: E731
     x = dense("patch_in", self.width)(tokens.values)
     if self.absolute:
@@ -169,7 +177,12 @@ class DiT(nn.Module):
       self.width, self.heads, self.mlp_width, self.eps, self.dtype, self.attention, self.ulysses,
       name="blocks",
     )  # fmt: skip
-    x, _ = blocks(x, modulation, tokens, text, angles)
+    if residual is None:
+      before = x
+      x, _ = blocks(x, modulation, tokens, text, angles)
+      self.sow("intermediates", "residual", x - before)
+    else:
+      x = x + residual
 
     offset = self.param("modulation", nn.initializers.zeros, (2, self.width))
     shift, scale = (select_rows(embedding + row, tokens.cond_index) for row in offset)

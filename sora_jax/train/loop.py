@@ -161,7 +161,9 @@ class _Run:
       return
     bad = f"{self.train.max_bad_steps} steps in a row had a loss or gradient that is not finite"
     advice = "lower optim.lr, or look at the samples named in metrics.jsonl."
-    restored = None if self.rolled_back else self.checkpoints.restore(self.program.state, self.state.frozen)
+    restored = (
+      None if self.rolled_back else self.checkpoints.restore(self.program.state, self.state.frozen)
+    )
     if restored is None:
       when = "again after going back to a checkpoint" if self.rolled_back else "with no checkpoint"
       raise UserError(f"Training stopped at step {self.step}: {bad}, {when}; {advice}")
