@@ -16,6 +16,7 @@ CORE = [
   "array_record>=0.8.3",
   "av>=14",
   "einops>=0.8",
+  "huggingface_hub>=0.34",  # the cache of hf:ORG/NAME; tokenizers brings it anyway
   "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so
   "jaxtyping>=0.3.11",
   "ml_dtypes>=0.5",

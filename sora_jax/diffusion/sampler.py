@@ -27,10 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sora_jax.diffusion.time import told
 from sora_jax.errors import UserError
 from sora_jax.typing import Array, Bool, Float
 
-# (values, noise level, whether memory may be reused, memory) -> velocity, memory
+# (values, noise level as it is told, whether memory may be reused, memory) -> velocity, memory
 Velocity = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
 
@@ -60,19 +61,24 @@ def initial_noise(
   return jax.vmap(lambda s: jax.vmap(partial(frame, s))(frames))(jnp.asarray(samples))
 
 
-def table(solver: str, levels: np.ndarray) -> Float[np.ndarray, "calls 9"]:
-  """The coefficients of a solver: one row (t, a0..a3, b0..b2, reuse) per model call, reuse being 0.
+def table(solver: str, levels: np.ndarray, timesteps: int = 0) -> Float[np.ndarray, "calls 10"]:
+  """The coefficients of a solver: one row (t, told, a0..a3, b0..b2, reuse) per model call.
+
+  `reuse` is 0: every call is whole (see `diffusion.caching`).
 
   Args:
     solver: a key of `SOLVERS`.
     levels: the noise levels to step through, falling, the last one 0.
+    timesteps: in how many steps the model counts levels, if it does: it is then not told t itself,
+      but the level below it (`time.told`).
 
   Raises:
     UserError: the solver is unknown.
   """
   if solver not in SOLVERS:
     raise UserError(f"Unknown sampler '{solver}': choose one of {', '.join(SOLVERS)}.")
-  rows = np.asarray(SOLVERS[solver](np.asarray(levels, np.float64)), np.float32)
+  rows = np.asarray(SOLVERS[solver](np.asarray(levels, np.float64)))
+  rows = np.insert(rows, 1, told(rows[:, 0], timesteps), axis=1).astype(np.float32)
   return np.pad(rows, ((0, 0), (0, 1)))
 
 
@@ -84,7 +90,7 @@ def start(x: Float[Array, "b n p"], memory: Any = None) -> Carry:
 def solve(
   velocity: Velocity,
   carry: Carry,
-  coefficients: Float[Array, "calls 9"],
+  coefficients: Float[Array, "calls 10"],
   made: Bool[Array, "b n"],
 ) -> Carry:
   """Integrates along the rows of a table, or some of them; `carry.y` is the sample.
@@ -97,12 +103,12 @@ def solve(
   """
   keep = lambda new, old: jnp.where(made[..., None], new, old)  # noqa: E731
 
-  def step(carry: Carry, row: Float[Array, " 9"]) -> tuple[Carry, None]:
+  def step(carry: Carry, row: Float[Array, " 10"]) -> tuple[Carry, None]:
     x, y, d1, d2, memory = carry
-    v, memory = velocity(y, row[0], row[8] > 0, memory)
+    v, memory = velocity(y, row[1], row[9] > 0, memory)
     d0 = y - row[0] * v
-    x_next = row[1] * x + row[2] * d0 + row[3] * d1 + row[4] * d2
-    y_next = row[5] * x_next + row[6] * d0 + row[7] * d1
+    x_next = row[2] * x + row[3] * d0 + row[4] * d1 + row[5] * d2
+    y_next = row[6] * x_next + row[7] * d0 + row[8] * d1
     return Carry(keep(x_next, x), keep(y_next, y), d0, d1, memory), None
 
   return jax.lax.scan(step, carry, coefficients)[0]

@@ -22,16 +22,16 @@ def calibrated(model: VideoModel, prompt: str, seed: int = 0) -> VideoModel:
     UserError: an empty prompt.
   """
   video = model.sample(prompt, seed=seed, cache=0.0)
-  request = model.request()
+  rate = model.denoiser(model.request()).rate
   sample = conditioning.layout(
-    model.encode(video[None])[0], patch=model.dit.patch, fps=request["fps"], prompt=prompt,
-    cond_features=model.dit.cond_features,
+    model.encode(video[None])[0], patch=model.dit.patch, fps=rate, prompt=prompt,
+    cond_features=model.dit.cond_features, empty=model.prompts.padded,
   )  # fmt: skip
   packer = Packer(
     rows=1, length=len(sample.values), cond_rows=len(sample.cond), text_length=model.prompts.length
   )
   batch = packer.fill([[sample]], model.prompts)
-  tokens = jax.jit(read_prompts, static_argnums=0)(model.text, model.params["text"], batch)
+  tokens = read_prompts(model.text, model.params["text"], batch)
   apply = lambda tokens, **kw: model.dit.apply({"params": model.params["dit"]}, tokens, **kw)  # noqa: E731
   curve = residual_curve(apply, tokens, jax.random.key(seed))
   sampling = dict(model.config["sampling"], residuals=[list(map(float, pair)) for pair in curve])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,9 +18,11 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sora_jax.errors import UserError
+from sora_jax.interop.names import Rule
 from sora_jax.models.vae import VideoVAE
 from sora_jax.typing import Params
 
+NAME = "AutoencoderKLWan"
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "gamma"}
 BLOCK = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2",
          "shortcut": "conv_shortcut"}  # fmt: skip
@@ -124,14 +127,30 @@ def to_config(vae: VideoVAE) -> dict[str, Any]:
   return config
 
 
+def shapes(vae: VideoVAE) -> Params:
+  """Our parameters' shapes, computing nothing."""
+  size = jax.ShapeDtypeStruct((1, 1, *[vae.space_stride] * 2, vae.channels), np.float32)
+  return jax.eval_shape(vae.init, jax.random.key(0), size, jax.random.key(0))["params"]
+
+
+def rules(vae: VideoVAE) -> list[Rule]:
+  """The name table."""
+  names = modules(vae)
+  return [
+    Rule(name, "/".join(path), _to_ours, partial(_to_theirs, name=name))
+    for path in _shapes(vae)
+    for name in [_their_name(names, path)]
+  ]
+
+
 def from_diffusers(vae: VideoVAE, state: Mapping[str, np.ndarray]) -> Params:
   """Our parameters from a diffusers state dict (as numpy arrays).
 
   Raises:
     UserError: a parameter is missing, superfluous or has another shape.
   """
-  names, shapes, left, params = modules(vae), _shapes(vae), dict(state), {}
-  for path, shape in shapes.items():
+  names, left, params = modules(vae), dict(state), {}
+  for path, shape in _shapes(vae).items():
     name = _their_name(names, path)
     if name not in left:
       raise UserError(f"The weights lack {name}; are they those of this autoencoder's config?")
@@ -175,9 +194,5 @@ def _to_theirs(value: np.ndarray, name: str) -> np.ndarray:
 
 
 def _shapes(vae: VideoVAE) -> dict[tuple[str, ...], tuple[int, ...]]:
-  """Path -> shape of all parameters, computing nothing."""
-  key = jax.random.key(0)
-  size = vae.space_stride
-  video = jax.ShapeDtypeStruct((1, 1, size, size, vae.channels), np.float32)
-  params = jax.eval_shape(vae.init, key, video, key)["params"]
-  return {path: leaf.shape for path, leaf in flatten_dict(params).items()}
+  """Path -> shape of all parameters."""
+  return {path: leaf.shape for path, leaf in flatten_dict(shapes(vae)).items()}

@@ -58,14 +58,15 @@ class Dense(nn.Module):
   dtype: Any = None
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   gathered: bool = True
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
     kernel = self._used("kernel", kernel)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    y = x @ kernel + bias
+    y = x @ kernel if bias is None else x @ kernel + bias
     if not self.has_variable("params", "lora_down"):
       return y
     down, up, alpha = (self.get_variable("params", name) for name in lora.NAMES)

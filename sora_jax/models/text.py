@@ -7,6 +7,7 @@ lie near the words that were used.
 
 from __future__ import annotations
 
+import html
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,10 @@ from sora_jax.errors import UserError
 from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp
 from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Float, Int
+
+# What encodes prompts: a module called with word pieces and ids as `TextEncoder` is. Where `ids` is
+# 0 its states are 0.
+Encoder = nn.Module
 
 
 class TextEncoder(nn.Module):
@@ -56,6 +61,9 @@ class TextEncoder(nn.Module):
     return LayerNorm(affine=True, name="norm_out")(x).astype(jnp.float32)
 
 
+NOTHING = -1  # in the place of a word piece
+
+
 class Prompts:
   """Turns prompts into word-piece ids, and knows which words training has seen.
 
@@ -65,17 +73,29 @@ class Prompts:
     known_words: lower-case words of the training captions; empty when unknown.
     cut: what happens to a longer prompt: an error, since cutting drops words, or (for captions in
       training, which must go on) it is cut, with one warning.
+    padded: whether the transformer reads `length` pieces of every prompt, even an empty one: those
+      after its words are `NOTHING`, of which it reads zeros (published Wan models).
   """
 
   def __init__(
-    self, tokenizer: Tokenizer, length: int, known_words: Iterable[str] = (), cut: bool = False
+    self,
+    tokenizer: Tokenizer,
+    length: int,
+    known_words: Iterable[str] = (),
+    cut: bool = False,
+    padded: bool = False,
   ):
     self.tokenizer, self.length, self.known_words = tokenizer, length, frozenset(known_words)
-    self.cut, self._warned = cut, False
+    self.cut, self.padded, self._warned = cut, padded, False
 
   @classmethod
   def load(
-    cls, path: Path, length: int, known_words: Iterable[str] = (), cut: bool = False
+    cls,
+    path: Path,
+    length: int,
+    known_words: Iterable[str] = (),
+    cut: bool = False,
+    padded: bool = False,
   ) -> Prompts:
     """Reads a `tokenizer.json`.
 
@@ -83,7 +103,7 @@ class Prompts:
       UserError: there is none, or it cannot be read.
     """
     try:
-      return cls(Tokenizer.from_file(str(path)), length, known_words, cut)
+      return cls(Tokenizer.from_file(str(path)), length, known_words, cut, padded)
     except Exception as error:  # the library raises bare Exceptions
       raise UserError(f"{path} is not a readable tokenizer.json ({error}).") from error
 
@@ -93,19 +113,22 @@ class Prompts:
     return self.tokenizer.get_vocab_size()
 
   def __call__(self, prompts: Sequence[str]) -> list[list[int]]:
-    """The word pieces of each prompt, at most `length`.
+    """The word pieces of each prompt, at most `length`, or as many if they are padded.
 
     Raises:
-      UserError: a prompt is empty, or too long and not to be cut.
+      UserError: a prompt is too long and not to be cut; or empty, and not padded.
     """
     out = []
     for prompt in prompts:
-      if not prompt.strip():
+      if self.padded:
+        prompt = clean(prompt)
+      elif not prompt.strip():
         raise UserError("The prompt is empty: describe the video in a few words.")
       ids = self.tokenizer.encode(prompt).ids
       if len(ids) > self.length:
         self._too_long(prompt, len(ids))
-      out.append(ids[: self.length])
+      padding = [NOTHING] * (self.length - len(ids)) if self.padded else []
+      out.append(ids[: self.length] + padding)
     return out
 
   def _too_long(self, prompt: str, count: int) -> None:
@@ -121,6 +144,11 @@ class Prompts:
     if not self.known_words:
       return []
     return [w for w in dict.fromkeys(words(prompt)) if w not in self.known_words]
+
+
+def clean(text: str) -> str:
+  """HTML's entities as characters, and one space where there are several: as Wan was trained."""
+  return " ".join(html.unescape(html.unescape(text)).split())
 
 
 def words(text: str) -> list[str]:

@@ -58,12 +58,10 @@ def test_short_calls_take_what_the_blocks_added_before(ready):
     cond=jnp.ones((1, 1, dit.cond_features)),
   )  # fmt: skip
   table = sampler.table("euler", np.linspace(1, 0, 6))
-  table[[2, 4], 8] = 1
-  batch = {k: v for k, v in vars(tokens).items() if k != "text"} | {"pieces": jnp.ones((1, 1), int)}
+  table[[2, 4], -1] = 1
   memory = jnp.zeros((1, n, dit.width))
   carry = denoise.solve(
-    dit, ready.text, Guidance(scale=1.0), ready.params, [batch],
-    sampler.start(tokens.values, memory), table,
+    dit, Guidance(scale=1.0), params, [tokens], sampler.start(tokens.values, memory), table
   )  # fmt: skip
 
   @jax.jit
