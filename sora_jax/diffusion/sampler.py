@@ -7,8 +7,8 @@ With the solver's state x, the point y at which the model is asked, and the last
 
 where the coefficients depend on the noise levels only, so they are computed ahead in float64 and
 the loop is one `lax.scan` whatever the solver. Which calls of the model may be short, reusing what
-it remembers of the one before (`diffusion.caching`), is a column of the same table. Below, alpha = 1 - t, sigma = t and lambda =
-log(alpha / sigma).
+it remembers of the one before (`diffusion.caching`), is a column of the same table. Below,
+alpha = 1 - t, sigma = t and lambda = log(alpha / sigma).
 
   euler   Euler's method; on straight paths the same as DDIM (Song et al. 2020).
   heun    Heun's second-order method, two model calls per step but the last (Karras et al. 2022).
@@ -36,7 +36,7 @@ Velocity = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
 
 class Carry(NamedTuple):
-  """The solver's state between two calls of the model, and what the model remembers, if anything."""
+  """The solver's state between two calls of the model, and what the model remembers of them."""
 
   x: Array
   y: Array

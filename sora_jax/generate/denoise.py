@@ -98,7 +98,7 @@ class Denoiser:
     return samples + -samples % (ways // math.gcd(ways, 1 + self.guidance.active))
 
   def table(self, latent: tuple[int, int, int], strength: float) -> Float[np.ndarray, "calls 10"]:
-    """The solver's coefficients for a target grid of latents, and which calls step caching shortens.
+    """The solver's coefficients for a target grid of latents, and which calls are short.
 
     Raises:
       UserError: no such solver, or the checkpoint has no curve for step caching.
@@ -192,9 +192,17 @@ def whole_patches(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def read_prompts(encoder: Encoder, params: Params, batch: Mapping[str, Array]) -> Tokens:
-  """A packed batch (`data.packing`) as `Tokens`: word pieces become encoder states."""
+def read_prompts(
+  encoder: Encoder | None, params: Params | None, batch: Mapping[str, Array]
+) -> Tokens:
+  """A packed batch (`data.packing`) as `Tokens`: word pieces become encoder states.
+
+  What has states already is not read again; there needs to be no encoder then.
+  """
   fields = dict(batch)
+  if "text" in fields:
+    return Tokens(**fields)
+  assert encoder is not None
   pieces = fields.pop("pieces")
   ids = jnp.where(pieces == NOTHING, 0, fields["text_ids"])
   states = encoder.apply({"params": params}, jnp.maximum(pieces, 0), ids)

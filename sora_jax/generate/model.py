@@ -24,7 +24,9 @@ from sora_jax.generate.codec import Codec, Grid
 from sora_jax.generate.complete import complete
 from sora_jax.generate.denoise import SAMPLING, Denoiser
 from sora_jax.generate.story import Story
-from sora_jax.interop import pipelines
+from sora_jax.interop import lora as adapters
+from sora_jax.interop import pipelines, wan_dit
+from sora_jax.models import lora
 from sora_jax.models.dit import DiT
 from sora_jax.models.patch import grid_shape
 from sora_jax.models.text import Encoder, Prompts
@@ -203,6 +205,18 @@ class VideoModel:
   def reconstruct(self, video: UInt8[np.ndarray, "b t h w 3"]) -> UInt8[np.ndarray, "b t h w 3"]:
     """What the autoencoder keeps of videos."""
     return self.codec.reconstruct(video)
+
+  def adapted(self, file: str | os.PathLike[str], weight: float = 1.0) -> VideoModel:
+    """The model with the LoRA adapter of a file or folder, at so much of its strength.
+
+    Raises:
+      UserError: there is none, or it is not of this model.
+    """
+    dit = self.params["dit"]
+    adapter = adapters.read(file, wan_dit.rules(self.dit), wan_dit.shapes(self.dit))
+    params = {**self.params, "dit": lora.apply(dit, adapter, weight)}
+    places = sharding.param_shardings(params, sharding.mesh_of(dit))
+    return dataclasses.replace(self, params=jax.device_put(params, places))
 
   def denoiser(self, request: Mapping[str, Any]) -> Denoiser:
     """The solver of a request (of `request`)."""

@@ -197,8 +197,8 @@ def _pair(
       f"The adapter of {module} is of another model: its map is {down.shape[1]} x {up.shape[0]} "
       f"where this model's is {wide}."
     )
-  value = np.float32(parts["alpha"] if "alpha" in parts else alpha(down.shape[0]))
-  return down.T, up.T, value.reshape(())
+  value = parts["alpha"] if "alpha" in parts else alpha(down.shape[0])
+  return down.T, up.T, np.asarray(value, np.float32).reshape(())
 
 
 def _stack(

@@ -119,7 +119,7 @@ def sample(program: Program) -> Lowered:
   table = sampler.table("euler", np.array([1.0, 0.0]))
 
   def call(params: Any, batches: Any, carry: Any, table: Any) -> Any:
-    tokens = [read_prompts(recipe.text, params["text"], batch) for batch in batches]
+    tokens = [read_prompts(recipe.text, params.get("text"), batch) for batch in batches]
     return solve(recipe.dit, Guidance(scale=3.0), params["dit"], tokens, carry, table)
 
   with jax.set_mesh(program.mesh):
@@ -150,6 +150,8 @@ def transformer(recipe: Any) -> Callable[[Any, Any], Any]:
 def given_batch(recipe: Any, params: Any) -> dict[str, jax.ShapeDtypeStruct]:
   """A batch as the transformer gets it: states of the prompts instead of word pieces."""
   batch = recipe.batch()
+  if "text" in batch:
+    return batch
   states = lambda params, batch: read_prompts(recipe.text, params, batch).text  # noqa: E731
   text = jax.eval_shape(states, params["text"], batch)
   return {name: x for name, x in batch.items() if name != "pieces"} | {"text": text}
@@ -215,7 +217,7 @@ def attention_flops(program: Program, mode: str) -> float:
   dit, text, batch = recipe.dit, recipe.text, recipe.batch()
   (rows, n), s = batch["segments"].shape, batch["text_ids"].shape[1]
   pairs = dit.layers * dit.width * n * (n + s)
-  if mode != "forward":
+  if mode != "forward" and text is not None:
     pairs += text.layers * text.width * s * s
   return 4.0 * rows * pairs / program.mesh.size
 

@@ -1,10 +1,11 @@
 """Checkpoints of a run: the only file that knows Orbax.
 
 A checkpoint is the training state but for its frozen weights, of which it has a checksum, and the
-position of the data, saved asynchronously and complete or not there at all: Orbax writes to a temporary folder and renames it. Of several processes each
-writes the parts of the state that it holds, and its own position, so the workdir must be on a disk
-that all of them see. The next run may have another number of them: the state is restored onto any
-mesh, and the data goes on at the batch where shard 0 was (`data.shards`). A workdir holds
+position of the data, saved asynchronously and complete or not there at all: Orbax writes to a
+temporary folder and renames it. Of several processes each writes the parts of the state that it
+holds, and its own position, so the workdir must be on a disk that all of them see. The next run may
+have another number of them: the state is restored onto any mesh, and the data goes on at the batch
+where shard 0 was (`data.shards`). A workdir holds
 
   config.json     the config it was started with
   checkpoints/N   after step N

@@ -99,7 +99,8 @@ class _Run:
       return shardings
     create = lambda params: part(self.program.create(params))  # noqa: E731
     if self.config.get("init_from"):  # what is read is data, not a program to compile
-      params = jax.device_put(self.recipe.init(self.key), self.program.shardings.weights)
+      read = getattr(self.recipe, "read", self.recipe.init)
+      params = jax.device_put(read(self.key), self.program.shardings.weights)
       return jax.jit(create, out_shardings=shardings)(params)
     # Born sharded: no device ever holds a whole copy.
     return jax.jit(lambda key: create(self.recipe.init(key)), out_shardings=shardings)(self.key)

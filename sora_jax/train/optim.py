@@ -78,7 +78,7 @@ class Optimizer:
     return split(params, self.trainable)
 
   def ema(self, ema: Params, params: Params, updates: jax.Array) -> Params:
-    """One step of the trained weights' average; its decay is at most (1 + updates) / (10 + updates)."""
+    """One step of the average; its decay is min(ema_decay, (1 + updates) / (10 + updates))."""
     decay = jnp.minimum(self.config.ema_decay, (1.0 + updates) / (10.0 + updates))
     return jax.tree.map(lambda e, p: (e + (1.0 - decay) * (p - e)).astype(e.dtype), ema, params)
 

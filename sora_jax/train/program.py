@@ -44,11 +44,12 @@ class Recipe(Protocol):
   are sequences that the mesh axis `context` can split; default: False), `validation`, which is
   like `dataset` but of samples that are not trained on, `preview(params, key)` -> {name: uint8
   video} and `export(params, workdir)`, which is called at each checkpoint and at the end. The last
-  two are given the averaged weights, and called in process 0 only.
+  two are given the averaged weights, and called in process 0 only. `read(key)` is called instead of
+  `init` where `config.init_from` is set, and by nobody who only asks for shapes.
   """
 
   def init(self, key: PRNGKey) -> Params:
-    """The parameters, read from `config.init_from` if that is set."""
+    """The parameters; without `read`, those of `config.init_from` if that is set."""
 
   def loss(
     self, params: Params, batch: Any, key: PRNGKey, step: Array

@@ -82,17 +82,15 @@ def near(a, b):
 
 @pytest.fixture(scope="module")
 def adapter(ours):
-  """Of all linear maps (theirs embeds patches by a convolution), random, whose last stack has no adapter in its second layer."""
+  """Of all linear maps but the patch embedding, theirs being a convolution; one has no layer 1."""
   params = lora.add(ours[3], Lora(rank=3, alpha=2.0, targets="^(?!patch_in)"), jax.random.key(0))
   tree = lora.adapter_of(params)
   rng = np.random.default_rng(1)
-  draw = lambda path, x: (
-    np.asarray(x)
-    if path[-1].key == "lora_alpha"
-    else np.float32(  # noqa: E731
-      0.2 * rng.normal(size=x.shape)
-    )
-  )
+
+  def draw(path, x):
+    alpha = path[-1].key == "lora_alpha"
+    return np.asarray(x) if alpha else np.float32(0.2 * rng.normal(size=x.shape))
+
   tree = jax.tree_util.tree_map_with_path(draw, tree)
   up = tree["blocks"]["mlp"]["up"]
   for name in lora.NAMES:
@@ -148,7 +146,7 @@ def test_wans_own_names_are_read(ours, inputs, tmp_path, prefix):
       module = prefix + (module if prefix.endswith(".") else module.replace(".", "_"))
       tensors[f"{module}.lora_down.weight"] = rng.normal(size=(4, width)).astype(np.float32)
       tensors[f"{module}.lora_up.weight"] = rng.normal(size=(out, 4)).astype(np.float32)
-      tensors[f"{module}.alpha"] = np.float32(2.0)
+      tensors[f"{module}.alpha"] = np.array(2.0, np.float32)
   save_file(tensors, tmp_path / "a.safetensors")
   got = files.read(tmp_path / "a.safetensors", rules, shapes)
   (tmp_path / "b").mkdir()
