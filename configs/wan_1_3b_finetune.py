@@ -1,4 +1,4 @@
-"""Wan 2.1 1.3B (Wan Team 2025), trained further from its published weights.
+r"""Wan 2.1 1.3B (Wan Team 2025), trained further from its published weights.
 
 All of it, or with `:lora` an adapter of its attention alone. Latents are those of its own
 autoencoder, prompts are read by its own umT5, which is not trained: both are computed once and

@@ -50,7 +50,7 @@ def reused(
       "This checkpoint has no curve of residuals, by which step caching chooses its steps: measure "
       "it with `generate.calibrate.calibrated`, or leave cache at 0."
     )
-  sizes = np.interp(levels, *np.asarray(sorted(curve), np.float64).T)
+  sizes = np.interp(levels, *np.asarray(sorted(map(tuple, curve)), np.float64).T)
   short = np.zeros(len(levels), bool)
   whole, error = 0, 0.0
   for i in range(1, len(levels)):

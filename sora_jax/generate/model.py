@@ -93,15 +93,8 @@ class VideoModel:
     """
     size = size if canvas is None else canvas.video.shape[2:4]
     request = self.request(frames, size, fps, sampler, steps, guidance, shift, cache)
-    alone = (str, Story)
-    stories = [Story.of(x) for x in ([prompts] if isinstance(prompts, alone) else list(prompts))]
-    if not stories:
-      raise UserError("There are no prompts.")
-    texts = [text for story in stories for text in story.prompts]
-    if not all(texts) and (canvas is None or canvas.loop):
-      raise UserError("The prompt is empty: describe the video in a few words.")
-    self.prompts([text for text in (*texts, negative) if text])  # refuses what is too long
-    self._warn_of_unknown_words(texts)
+    alone = isinstance(prompts, str | Story)
+    stories = self._stories([prompts] if alone else prompts, negative, canvas)
     given, canvas = canvas, canvas or blank(1, request["frames"], tuple(request["size"]))
     if len(canvas.video) not in (1, len(stories)):
       raise UserError(f"There are {len(canvas.video)} videos for {len(stories)} prompts.")
@@ -125,7 +118,7 @@ class VideoModel:
         )  # fmt: skip
         made = complete(canvas.of(chosen), plan, denoiser.rate, self.codec, denoise)
         videos.append(made[: len(stories) - first])
-    return np.concatenate(videos)[0] if isinstance(prompts, alone) else np.concatenate(videos)
+    return np.concatenate(videos)[0] if alone else np.concatenate(videos)
 
   def request(
     self,
@@ -222,6 +215,20 @@ class VideoModel:
     """The solver of a request (of `request`)."""
     params = {name: self.params[name] for name in ("dit", "text")}
     return Denoiser(self.dit, self.text, self.prompts, params, request)
+
+  def _stories(
+    self, prompts: Sequence[str | Story], negative: str, canvas: Canvas | None
+  ) -> list[Story]:
+    """What the samples follow, checked before any work."""
+    stories = [Story.of(prompt) for prompt in prompts]
+    if not stories:
+      raise UserError("There are no prompts.")
+    texts = [text for story in stories for text in story.prompts]
+    if not all(texts) and (canvas is None or canvas.loop):
+      raise UserError("The prompt is empty: describe the video in a few words.")
+    self.prompts([text for text in (*texts, negative) if text])  # refuses what is too long
+    self._warn_of_unknown_words(texts)
+    return stories
 
   def _warn_of_unknown_words(self, texts: Sequence[str]) -> None:
     unknown = dict.fromkeys(w for text in texts for w in self.prompts.unknown_words(text))

@@ -80,7 +80,8 @@ def read(path: str | os.PathLike[str], rules: Sequence[Rule], shapes: Params) ->
     if layers := found.get(rule.ours):
       pairs = {}
       for i, (module, parts) in layers.items():
-        pairs[i] = _pair(module, parts, kernels[rule.ours].shape[-2:], _alpha(settings, module))
+        alpha = _alpha(settings, rule.names[i].removesuffix(".weight"))
+        pairs[i] = _pair(module, parts, kernels[rule.ours].shape[-2:], alpha)
       path_of = rule.ours.removesuffix("kernel")
       stacked = _stack(pairs, rule, layers)
       adapter |= {path_of + leaf: x for leaf, x in zip(lora.NAMES, stacked, strict=True)}
@@ -94,8 +95,6 @@ def write(path: str | os.PathLike[str], params: Params, rules: Sequence[Rule]) -
     UserError: there is none, or one of a layer that the published model does not have.
   """
   flat = {name: np.asarray(x) for name, x in flatten(lora.adapter_of(params)).items()}
-  if not flat:
-    raise UserError("There is no adapter to write.")
   tensors: dict[str, np.ndarray] = {}
   scales: dict[str, tuple[int, float]] = {}
   for rule in _linear(rules):
@@ -113,6 +112,8 @@ def write(path: str | os.PathLike[str], params: Params, rules: Sequence[Rule]) -
       scales[module] = (down.shape[-1], float(alpha))
   if flat:
     raise UserError(f"The adapter's {min(flat)} has no published counterpart.")
+  if not scales:
+    raise UserError("There is no adapter to write.")
   (rank, alpha), _ = collections.Counter(scales.values()).most_common(1)[0]
   settings = dict(
     r=rank, lora_alpha=alpha, target_modules=sorted(scales), bias="none", peft_type="LORA",

@@ -102,7 +102,7 @@ def merge(params: Params) -> Params:
   return _layers(params, add_update)
 
 
-def adapter_of(params: Params) -> Params:
+def adapter_of(params: Mapping[str, Any]) -> Params:
   """The adapter alone: what `apply` takes."""
   tree: Params = {}
   for name, x in params.items():
@@ -119,7 +119,7 @@ def low_rank(x: Array, down: Array, up: Array, alpha: Array) -> Array:
 
 
 def _layers(
-  params: Params, change: Callable[[str, Mapping[str, Any]], Params], path: str = ""
+  params: Mapping[str, Any], change: Callable[[str, Mapping[str, Any]], Params], path: str = ""
 ) -> Params:
   """A copy of the tree, `change`d wherever there is a kernel."""
   tree = {

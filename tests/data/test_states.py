@@ -16,10 +16,12 @@ from sora_jax.diffusion.time import LevelSampler
 from sora_jax.generate.denoise import read_prompts
 from sora_jax.interop import wordpieces
 from sora_jax.interop.names import flatten
-from sora_jax.models.text import Prompts, TextEncoder
+from sora_jax.models.t5 import T5Encoder
+from sora_jax.models.text import Prompts
 from sora_jax.models.vae import VideoVAE
 
-TEXT = TextEncoder(vocabulary=12_000, table_width=8, width=16, layers=1, heads=2, length=12)
+TEXT = T5Encoder(vocabulary=12_000, width=16, layers=1, heads=2, head_width=8, mlp_width=24)
+LENGTH = 12
 WORDS = ["a red ball", "two cubes fall to the floor", "", "a green cone"]
 VAE = VideoVAE(
   z_channels=4, widths=(6, 8), patch=4, patch_time=4, time_down=(False,), kernel_t=(1, 3),
@@ -34,7 +36,7 @@ def params():
 
 
 def reader_of(params, padded=True, place=None):
-  prompts = Prompts.load(wordpieces.TOKENIZER, TEXT.length, cut=True, padded=padded)
+  prompts = Prompts.load(wordpieces.TOKENIZER, LENGTH, cut=True, padded=padded)
   tensors = {name: np.asarray(x) for name, x in flatten(params).items()}
   return Reader(TEXT, prompts, tensors, place or (lambda mesh: params))
 
@@ -111,7 +113,7 @@ def test_the_cache_holds_states_and_is_named_by_their_encoder(tmp_path, params):
     raise AssertionError("there is nothing to encode")
 
   assert len(cached(reader_of(params, place=unused))) == 4
-  moved = params | {"position": params["position"] + 1}
+  moved = params | {"relative": params["relative"] + 1}
   for other in (None, reader_of(moved), reader_of(params, padded=False)):
     assert cached(other).path != first.path
   assert "states" not in cached(None)[0]

@@ -138,7 +138,8 @@ def test_wans_own_names_are_read(ours, inputs, tmp_path, prefix):
   """diffusers converts the same files to its own names, from which it is read alike."""
   _, rules, shapes, _ = ours
   rng = np.random.default_rng(2)
-  maps = {"self_attn.q": (48, 48), "cross_attn.o": (48, 48), "ffn.0": (48, 56), "ffn.2": (56, 48)}
+  maps = {f"{kind}_attn.{x}": (48, 48) for kind in ("self", "cross") for x in "qkvo"}
+  maps |= {"ffn.0": (48, 56), "ffn.2": (56, 48)}
   tensors = {}
   for i in range(3):
     for name, (width, out) in maps.items():
