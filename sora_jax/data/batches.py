@@ -28,6 +28,7 @@ from sora_jax.diffusion.time import LevelSampler
 from sora_jax.errors import UserError
 from sora_jax.models.patch import Patch, grid_shape
 from sora_jax.models.text import Prompts
+from sora_jax.typing import REFERENCE_FPS
 
 Part = Callable[[grain.MapDataset, int], grain.MapDataset]  # stream, rows of a batch -> shard
 
@@ -42,6 +43,7 @@ class Batches:
     packer: its rows times their length are the tokens of a batch, in each of the three ways; a
       bucket has a multiple of its rows, so that what divides these divides all batches.
     samples: drawn per packed batch.
+    reference_fps: the rate at which latent frames are one unit of time apart.
   """
 
   caches: Mapping[str, Source]
@@ -54,6 +56,7 @@ class Batches:
   prompts: Prompts
   samples: int
   seed: int
+  reference_fps: float = REFERENCE_FPS
 
   def __call__(
     self, batching: str, shard_index: int = 0, shard_count: int = 1
@@ -138,17 +141,22 @@ class Batches:
     clips = grain.MapDataset.source(self.caches[name]).seed(self.seed + number).shuffle()
     draw = functools.partial(
       _draw, patch=self.patch, mixture=mixture, levels=self.levels,
-      cond_features=self.cond_features,
+      cond_features=self.cond_features, empty=self.prompts.padded,
+      rate=REFERENCE_FPS / self.reference_fps,
     )  # fmt: skip
     return clips[:].repeat().random_map(draw)  # [:] for its depth, as in `pipeline.py`
 
   def _alone(self, rows: int, length: int, cond_rows: int) -> Callable:
-    packer = Packer(rows=rows, length=length, cond_rows=cond_rows, text_length=self.prompts.length)
+    packer = dataclasses.replace(
+      self.packer, rows=rows, length=length, cond_rows=cond_rows, text_length=self.prompts.length
+    )
     return functools.partial(_one_each, packer=packer, prompts=self.prompts)
 
 
-def _draw(clip: dict[str, Any], rng: np.random.Generator, **settings: Any) -> tuple[str, Sample]:
-  return clip["id"], conditioning.draw(rng, clip, **settings)
+def _draw(
+  clip: dict[str, Any], rng: np.random.Generator, rate: float, **settings: Any
+) -> tuple[str, Sample]:
+  return clip["id"], conditioning.draw(rng, clip | {"fps": rate * clip["fps"]}, **settings)
 
 
 def _pack(drawn: Sequence[tuple[str, Sample]], packer: Packer, prompts: Prompts) -> dict[str, Any]:

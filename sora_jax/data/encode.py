@@ -3,7 +3,8 @@
 A record holds the latents of a whole clip and of what a user could have of it: a stretch of frames
 encoded alone (`diffusion.conditioning` says why), and for some clips the clip with a region greyed.
 The folder is named by a hash of everything the latents depend on, the autoencoder's weights above
-all, so a cache can never be read with another autoencoder.
+all, so a cache can never be read with another autoencoder. If the text encoder is not trained
+either, a record also holds its states for each caption (`data.states`).
 
 A loop is a clip of 4k frames whose last one is followed by its first. It is encoded behind a
 warm-up of that last frame: all of its latents are of the later kind, and none is the first.
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from sora_jax.data import pipeline, registry
 from sora_jax.data.records import RecordSource, write_records
+from sora_jax.data.states import Reader
 from sora_jax.data.transforms import to_float
 from sora_jax.errors import UserError
 from sora_jax.models.text import words
@@ -49,6 +51,7 @@ def cache(
   seed: int,
   loop: bool = False,
   batch_size: int = 16,
+  reader: Reader | None = None,
 ) -> RecordSource:
   """Opens the cache of these clips under `folder`, encoding them first if it is not there.
 
@@ -58,6 +61,7 @@ def cache(
     sources: as for `registry.open_sources`. clips: how many random windows to encode.
     frames, size, fps: of a clip.
     loop: whether the clips are loops; the sources must hold nothing else.
+    reader: the text encoder, if it is not trained; it is loaded if there is something to encode.
 
   Raises:
     UserError: the sources cannot be read, or the disk is full.
@@ -74,6 +78,8 @@ def cache(
   encoder = {name: x for name, x in params.items() if name in ENCODER}
   for name, leaf in jax.tree.leaves_with_path(encoder):
     key.update(jax.tree_util.keystr(name).encode() + np.asarray(leaf).tobytes())
+  for part in reader.identity() if reader else ():
+    key.update(part)
   path = Path(folder) / key.hexdigest()[:16]
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +87,7 @@ def cache(
       registry.open_sources(sources), batch_size, draws, frames, size, fps=fps, keep=("captions",)
     )
     info = json.loads(json.dumps(settings, default=_plain)) | {"words": []}
-    records = encode(batches, vae, params, -(-clips // batch_size), draws, loop)
+    records = encode(batches, vae, params, -(-clips // batch_size), draws, loop, reader)
     try:
       write_records(path, _note_words(records, info["words"]), info)
     except UserError:
@@ -97,8 +103,10 @@ def encode(
   count: int,
   seed: int,
   loop: bool = False,
+  reader: Reader | None = None,
 ) -> Iterator[dict[str, Any]]:
   """Encodes `count` batches, clip by clip in their order, with a progress bar."""
+  read = reader.load() if reader else None
   for number in tqdm(range(count), desc="encoding", unit="batch", file=sys.stderr):
     batch = next(batches)
     rng = np.random.default_rng((seed, number))
@@ -118,6 +126,10 @@ def encode(
     if number % MASK_EVERY == 0 and not loop:
       mask = known_region(rng, latents.shape[1:4])
       masked = _encode(vae, params, np.where(_pixels(mask, video.shape[1:4]), video, 0.0))
+    captions = [[str(c) for c in captions] for captions in batch["captions"]]
+    if reader and reader.prompts.padded:  # to such a model "" is a prompt like others
+      captions = [[*each, ""] for each in captions]
+    states = read(c for each in captions for c in each) if read else {}
     for i in range(len(video)):
       record = dict(
         latents=latents[i], stretch=stretches[i], stretch_frame=int(starts[i]),
@@ -126,6 +138,8 @@ def encode(
       )  # fmt: skip
       if masked is not None:
         record |= dict(masked=masked[i], mask=mask)
+      if states:
+        record |= dict(states={c: states[c] for c in captions[i]})
       yield record
 
 

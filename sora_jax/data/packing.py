@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from sora_jax.diffusion.conditioning import Sample
@@ -19,12 +20,14 @@ class Packer:
   Attributes:
     rows: sequences of a batch. length: tokens of a sequence.
     cond_rows, text_length: room for conditioning rows and word pieces in a sequence.
+    text_width: of the states that the samples' prompts have already; 0: they have none.
   """
 
   rows: int
   length: int
   cond_rows: int
   text_length: int
+  text_width: int = 0
 
   def assign(self, samples: Sequence[Sample], prompts: Prompts) -> list[list[int]]:
     """Which samples go into which sequence: best fit, longest first.
@@ -50,14 +53,15 @@ class Packer:
   def fields(
     self, rows: int, patch_width: int, cond_features: int
   ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The fields of `Tokens`, with word pieces `pieces` (b s) for the text."""
+    """The fields of `Tokens`, with word pieces `pieces` (b s) for the text if it has no states."""
     n, k, s = self.length, self.cond_rows, self.text_length
     f = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), np.float32)  # noqa: E731
     i = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), np.int32)  # noqa: E731
+    states = jax.ShapeDtypeStruct((rows, s, self.text_width), ml_dtypes.bfloat16)
     return {
       "values": f(n, patch_width), "positions": f(n, 3), "period": f(n), "segments": i(n),
       "block": i(n), "cond": f(k, cond_features), "cond_index": i(n), "prompt": i(n),
-      "pieces": i(s), "text_ids": i(s),
+      "text_ids": i(s), **({"text": states} if self.text_width else {"pieces": i(s)}),
     }  # fmt: skip
 
   def fill(self, rows: Sequence[Sequence[Sample]], prompts: Prompts) -> dict[str, np.ndarray]:
@@ -75,9 +79,10 @@ class Packer:
         batch["cond_index"][here] = s.cond_index + cond
         batch["prompt"][here] = np.where(s.prompt > 0, s.prompt + prompt, 0)
         batch["cond"][r, cond : cond + len(s.cond)] = s.cond
-        for pieces in prompts(s.prompts):
+        for i, pieces in enumerate(prompts(s.prompts)):
           prompt += 1
-          batch["pieces"][r, piece : piece + len(pieces)] = pieces
+          text = ("text", s.states[i]) if self.text_width else ("pieces", pieces)
+          batch[text[0]][r, piece : piece + len(text[1])] = text[1]
           batch["text_ids"][r, piece : piece + len(pieces)] = prompt
           piece += len(pieces)
         token, cond = token + len(s.values), cond + len(s.cond)

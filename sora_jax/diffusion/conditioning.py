@@ -26,7 +26,8 @@ TIME_STRIDE = 4  # pixel frames per latent frame, of every autoencoder of the 4 
 class Sample:
   """One sample, not yet batched: the per-sample fields of `Tokens`, values clean.
 
-  `prompts` holds the texts that `prompt` counts from 1.
+  `prompts` holds the texts that `prompt` counts from 1, `states` what a text encoder that is not
+  trained makes of each.
   """
 
   values: Float[np.ndarray, "n p"]
@@ -37,6 +38,7 @@ class Sample:
   cond_index: Int[np.ndarray, " n"]
   prompt: Int[np.ndarray, " n"]
   prompts: tuple[str, ...]
+  states: tuple[Float[np.ndarray, "s e"], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def layout(
   loop: bool = False,
   cond_features: int = 4,
   empty: bool = False,
+  states: Mapping[str, np.ndarray] | None = None,
 ) -> Sample:
   """Lays one sample out as tokens.
 
@@ -108,6 +111,7 @@ def layout(
       frames as any other.
     cond_features: features of a cond row of the model.
     empty: whether the empty text is a prompt like others (published Wan models), and not none.
+    states: of the text encoder by prompt, if it is not trained.
   """
   lt, lh, lw, _ = latents.shape
   known = np.zeros((lt, lh, lw), bool) if known is None else known
@@ -131,6 +135,7 @@ def layout(
     cond_index=index.astype(np.int32).reshape(-1),
     prompt=np.array(numbers, np.int32)[np.abs(positions[:, :1] - times).argmin(axis=1)],
     prompts=prompts,
+    states=tuple(states[text] for text in prompts) if states else (),
   )
 
 
@@ -186,7 +191,7 @@ def draw(
     clip: `latents` (lt, lh, lw, z) of the whole clip, `fps`, `captions`; `stretch` and
       `stretch_frame`: latents of a stretch encoded alone and the frame it starts at; `loop`:
       whether time is a circle; optionally `masked` and `mask`: latents of the clip with unknown
-      pixels greyed, and the known cells.
+      pixels greyed, and the known cells, and `states` of the captions.
     cond_features, empty: see `layout`.
   """
   latents, fps, loop = clip["latents"], float(clip["fps"]), bool(clip["loop"])
@@ -222,7 +227,7 @@ def draw(
   prompt = "" if rng.random() < mixture.text_dropout else str(rng.choice(clip["captions"]))
   return layout(
     latents, patch=patch, fps=fps, levels=level, known=known, stretches=given, prompt=prompt,
-    loop=loop, cond_features=cond_features, empty=empty,
+    loop=loop, cond_features=cond_features, empty=empty, states=clip.get("states"),
   )  # fmt: skip
 
 

@@ -6,8 +6,9 @@ With the solver's state x, the point y at which the model is asked, and the last
   x <- a0 x + a1 d_i + a2 d_{i-1} + a3 d_{i-2}          y <- b0 x + b1 d_i + b2 d_{i-1}
 
 where the coefficients depend on the noise levels only, so they are computed ahead in float64 and
-the loop is one `lax.scan` whatever the solver. Below, alpha = 1 - t, sigma = t and lambda =
-log(alpha / sigma).
+the loop is one `lax.scan` whatever the solver. Which calls of the model may be short, reusing what
+it remembers of the one before (`diffusion.caching`), is a column of the same table. Below,
+alpha = 1 - t, sigma = t and lambda = log(alpha / sigma).
 
   euler   Euler's method; on straight paths the same as DDIM (Song et al. 2020).
   heun    Heun's second-order method, two model calls per step but the last (Karras et al. 2022).
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +31,18 @@ from sora_jax.diffusion.time import told
 from sora_jax.errors import UserError
 from sora_jax.typing import Array, Bool, Float
 
-Velocity = Callable[[Array, Array], Array]  # (values, noise level) -> velocity
-Carry = tuple[Array, Array, Array, Array]  # x, y, d_{i-1}, d_{i-2}
+# (values, noise level as it is told, whether memory may be reused, memory) -> velocity, memory
+Velocity = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+
+
+class Carry(NamedTuple):
+  """The solver's state between two calls of the model, and what the model remembers of them."""
+
+  x: Array
+  y: Array
+  d1: Array
+  d2: Array
+  memory: Any = None
 
 
 def initial_noise(
@@ -49,8 +61,10 @@ def initial_noise(
   return jax.vmap(lambda s: jax.vmap(partial(frame, s))(frames))(jnp.asarray(samples))
 
 
-def table(solver: str, levels: np.ndarray, timesteps: int = 0) -> Float[np.ndarray, "calls 9"]:
-  """The coefficients of a solver: one row (t, told, a0..a3, b0..b2) per model call.
+def table(solver: str, levels: np.ndarray, timesteps: int = 0) -> Float[np.ndarray, "calls 10"]:
+  """The coefficients of a solver: one row (t, told, a0..a3, b0..b2, reuse) per model call.
+
+  `reuse` is 0: every call is whole (see `diffusion.caching`).
 
   Args:
     solver: a key of `SOLVERS`.
@@ -64,36 +78,38 @@ def table(solver: str, levels: np.ndarray, timesteps: int = 0) -> Float[np.ndarr
   if solver not in SOLVERS:
     raise UserError(f"Unknown sampler '{solver}': choose one of {', '.join(SOLVERS)}.")
   rows = np.asarray(SOLVERS[solver](np.asarray(levels, np.float64)))
-  return np.insert(rows, 1, told(rows[:, 0], timesteps), axis=1).astype(np.float32)
+  rows = np.insert(rows, 1, told(rows[:, 0], timesteps), axis=1).astype(np.float32)
+  return np.pad(rows, ((0, 0), (0, 1)))
 
 
-def start(x: Float[Array, "b n p"]) -> Carry:
-  """The solver's state before the first call: noise to make, clean values where known."""
-  return x, x, jnp.zeros_like(x), jnp.zeros_like(x)
+def start(x: Float[Array, "b n p"], memory: Any = None) -> Carry:
+  """The state before the first call: noise to make, clean values where known."""
+  return Carry(x, x, jnp.zeros_like(x), jnp.zeros_like(x), memory)
 
 
 def solve(
   velocity: Velocity,
   carry: Carry,
-  coefficients: Float[Array, "calls 9"],
+  coefficients: Float[Array, "calls 10"],
   made: Bool[Array, "b n"],
 ) -> Carry:
-  """Integrates along the rows of a table, or some of them; `carry[1]` is the sample.
+  """Integrates along the rows of a table, or some of them; `carry.y` is the sample.
 
   Args:
-    velocity: the model as a function of (values, noise level as it is told).
+    velocity: the model, see `Velocity`.
     carry: of `start`, or of the rows before.
     coefficients: of `table`.
     made: False for known tokens, which never change.
   """
   keep = lambda new, old: jnp.where(made[..., None], new, old)  # noqa: E731
 
-  def step(carry: Carry, row: Float[Array, " 9"]) -> tuple[Carry, None]:
-    x, y, d1, d2 = carry
-    d0 = y - row[0] * velocity(y, row[1])
+  def step(carry: Carry, row: Float[Array, " 10"]) -> tuple[Carry, None]:
+    x, y, d1, d2, memory = carry
+    v, memory = velocity(y, row[1], row[9] > 0, memory)
+    d0 = y - row[0] * v
     x_next = row[2] * x + row[3] * d0 + row[4] * d1 + row[5] * d2
     y_next = row[6] * x_next + row[7] * d0 + row[8] * d1
-    return (keep(x_next, x), keep(y_next, y), d0, d1), None
+    return Carry(keep(x_next, x), keep(y_next, y), d0, d1, memory), None
 
   return jax.lax.scan(step, carry, coefficients)[0]
 

@@ -16,7 +16,7 @@ from einops import reduce, repeat
 from tqdm import tqdm
 
 from sora_jax.data.packing import Packer
-from sora_jax.diffusion import conditioning
+from sora_jax.diffusion import caching, conditioning
 from sora_jax.diffusion import sampler as solvers
 from sora_jax.diffusion.conditioning import TIME_STRIDE, Stretch
 from sora_jax.diffusion.guidance import Guidance
@@ -37,10 +37,11 @@ MAX_PARTS = 6  # pieces the sampler's loop is cut into, for the progress bar
 #   schedule, timesteps         keywords of `diffusion.time.schedule`, and of `diffusion.time.told`
 #   shift, reference_tokens     of `diffusion.time.LevelSampler`
 #   reference_fps               the rate at which latent frames are one unit of time apart
+#   cache, residuals            threshold and curve of `diffusion.caching.reused`
 SAMPLING: dict[str, Any] = dict(
   sampler="dpm++", steps=30, guidance=3.0, guidance_rescale=0.0, guidance_interval=[0.0, 1.0],
   shift=1.0, reference_tokens=LevelSampler.reference_tokens, schedule={}, timesteps=0,
-  reference_fps=REFERENCE_FPS,
+  reference_fps=REFERENCE_FPS, cache=0.0, residuals=None,
 )  # fmt: skip
 
 
@@ -96,13 +97,20 @@ class Denoiser:
     ways = sharding.batch_ways(sharding.mesh_of(self.params))
     return samples + -samples % (ways // math.gcd(ways, 1 + self.guidance.active))
 
-  def table(self, latent: tuple[int, int, int], strength: float) -> Float[np.ndarray, "calls 9"]:
-    """The solver's coefficients for a target grid of latents. Raises UserError: no such solver."""
+  def table(self, latent: tuple[int, int, int], strength: float) -> Float[np.ndarray, "calls 10"]:
+    """The solver's coefficients for a target grid of latents, and which calls are short.
+
+    Raises:
+      UserError: no such solver, or the checkpoint has no curve for step caching.
+    """
     tokens, request = int(np.prod(grid_shape(latent, self.dit.patch))), self.request
     shifts = LevelSampler(shift=request["shift"], reference_tokens=request["reference_tokens"])
     shift = shifts.shift_for(tokens)
     levels = schedule(request["steps"], shift, strength, **request["schedule"])
-    return solvers.table(request["sampler"], levels, request["timesteps"])
+    table = solvers.table(request["sampler"], levels, request["timesteps"])
+    if request["cache"]:
+      table[:, -1] = caching.reused(table[:, 0], request["residuals"], request["cache"])
+    return table
 
   def __call__(
     self,
@@ -156,7 +164,11 @@ class Denoiser:
     with jax.set_mesh(mesh):  # a prompt is read once, not by each piece of the loop
       read = [read_prompts(self.text, self.params["text"], batch) for batch in batches]
     values = sharding.place(batches[0]["values"], "tokens", mesh)
-    carry = jax.device_put(solvers.start(values), values.sharding)
+    memory = None
+    if self.request["cache"]:
+      rows, width = (1 + guidance.active) * len(stories), self.dit.width
+      memory = jnp.zeros((rows, packer.length, width), self.dit.dtype or values.dtype)
+    carry = jax.device_put(solvers.start(values, memory), values.sharding)
     parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
     for piece in np.split(table, parts):  # equal parts are one program; the bar moves in between
       with jax.set_mesh(mesh):
@@ -164,7 +176,7 @@ class Denoiser:
       jax.block_until_ready(carry)
       bar.update(len(piece))
     grid = int(np.prod(grid_shape(latent, self.dit.patch)))
-    return np.asarray(unpatchify(carry[1][:, :grid], latent, self.dit.patch))
+    return np.asarray(unpatchify(carry.y[:, :grid], latent, self.dit.patch))
 
 
 def whole_patches(
@@ -180,9 +192,17 @@ def whole_patches(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def read_prompts(encoder: Encoder, params: Params, batch: Mapping[str, Array]) -> Tokens:
-  """A packed batch (`data.packing`) as `Tokens`: word pieces become encoder states."""
+def read_prompts(
+  encoder: Encoder | None, params: Params | None, batch: Mapping[str, Array]
+) -> Tokens:
+  """A packed batch (`data.packing`) as `Tokens`: word pieces become encoder states.
+
+  What has states already is not read again; there needs to be no encoder then.
+  """
   fields = dict(batch)
+  if "text" in fields:
+    return Tokens(**fields)
+  assert encoder is not None
   pieces = fields.pop("pieces")
   ids = jnp.where(pieces == NOTHING, 0, fields["text_ids"])
   states = encoder.apply({"params": params}, jnp.maximum(pieces, 0), ids)
@@ -196,11 +216,12 @@ def solve(
   params: Params,
   batches: Sequence[Tokens],
   carry: solvers.Carry,
-  table: Float[Array, "calls 9"],
+  table: Float[Array, "calls 10"],
 ) -> solvers.Carry:
   """Runs rows of the sampler's table on packed tokens and, under guidance, their unprompted twins.
 
-  Their values are those of `carry`.
+  Their values are those of `carry`, whose memory is what the transformer's blocks added last, in
+  both; None without step caching.
   """
   split = functools.partial(constrain, name="tokens")
   carry = jax.tree.map(split, carry)
@@ -208,10 +229,15 @@ def solve(
   made = (used[0].noise_level() > 0) & (used[0].segments > 0)
   both = jax.tree.map(lambda *x: jnp.concatenate(x), *used)
 
-  def velocity(values: Array, level: Array) -> Array:
+  def velocity(values: Array, level: Array, reuse: Array, memory: Any) -> tuple[Array, Any]:
     cond = both.cond.at[..., 0].multiply(level)  # known rows have level 0 and keep it
     inputs = dataclasses.replace(both, values=jnp.tile(values, (len(used), 1, 1)), cond=cond)
-    v = jnp.split(dit.apply({"params": params}, inputs), len(used))
-    return guidance(v[0], v[1], level, made) if guidance.active else v[0]
+    model = functools.partial(dit.apply, {"params": params}, inputs)
+    if memory is None:
+      velocities = model()
+    else:
+      velocities, memory = caching.call(model, reuse, memory)
+    v = jnp.split(velocities, len(used))
+    return guidance(v[0], v[1], level, made) if guidance.active else v[0], memory
 
   return jax.tree.map(split, solvers.solve(velocity, carry, table, made))

@@ -24,7 +24,9 @@ from sora_jax.generate.codec import Codec, Grid
 from sora_jax.generate.complete import complete
 from sora_jax.generate.denoise import SAMPLING, Denoiser
 from sora_jax.generate.story import Story
-from sora_jax.interop import pipelines
+from sora_jax.interop import lora as adapters
+from sora_jax.interop import pipelines, wan_dit
+from sora_jax.models import lora
 from sora_jax.models.dit import DiT
 from sora_jax.models.patch import grid_shape
 from sora_jax.models.text import Encoder, Prompts
@@ -64,6 +66,7 @@ class VideoModel:
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
+    cache: float | None = None,
     batch_size: int = 16,
     progress: bool = False,
   ) -> UInt8[np.ndarray, "*b t h w 3"]:
@@ -80,6 +83,8 @@ class VideoModel:
         (None: as many as the longest clips of training had).
       size: (height, width). fps: frame rate to move at.
       sampler, steps, guidance, shift: of the ODE solver; None takes the checkpoint's.
+      cache: threshold of step caching (`diffusion.caching`): larger is faster and less exact; 0 is
+        none, None takes the checkpoint's.
       batch_size: videos made at a time; as many more as a mesh needs to divide them.
       progress: whether to show a bar on stderr.
 
@@ -87,23 +92,16 @@ class VideoModel:
       UserError: an empty prompt, or a length, size or setting the model cannot do.
     """
     size = size if canvas is None else canvas.video.shape[2:4]
-    request = self.request(frames, size, fps, sampler, steps, guidance, shift)
-    alone = (str, Story)
-    stories = [Story.of(x) for x in ([prompts] if isinstance(prompts, alone) else list(prompts))]
-    if not stories:
-      raise UserError("There are no prompts.")
-    texts = [text for story in stories for text in story.prompts]
-    # Refuses empty and overlong prompts before any work.
-    told = texts if canvas is None or canvas.loop else [text for text in texts if text]
-    self.prompts.check([*told, negative] if negative else told)
-    self._warn_of_unknown_words(texts)
+    request = self.request(frames, size, fps, sampler, steps, guidance, shift, cache)
+    alone = isinstance(prompts, str | Story)
+    stories = self._stories([prompts] if alone else prompts, negative, canvas)
     given, canvas = canvas, canvas or blank(1, request["frames"], tuple(request["size"]))
     if len(canvas.video) not in (1, len(stories)):
       raise UserError(f"There are {len(canvas.video)} videos for {len(stories)} prompts.")
     self._check_stories(stories, len(canvas.known), request["fps"])
     longest = self._longest(request) if frames is None or given is None else frames
     plan = Plan.of(canvas, longest, self.vae.time_stride)
-    denoiser = self._denoiser(request)
+    denoiser = self.denoiser(request)
     lt, lh, lw = self.vae.latent_shape(plan.length + canvas.loop, *request["size"])
     latent = (lt - canvas.loop, lh, lw)  # a loop has no special first latent
     calls = len(denoiser.table(latent, canvas.strength)) * len(plan.starts)
@@ -120,7 +118,7 @@ class VideoModel:
         )  # fmt: skip
         made = complete(canvas.of(chosen), plan, denoiser.rate, self.codec, denoise)
         videos.append(made[: len(stories) - first])
-    return np.concatenate(videos)[0] if isinstance(prompts, alone) else np.concatenate(videos)
+    return np.concatenate(videos)[0] if alone else np.concatenate(videos)
 
   def request(
     self,
@@ -131,6 +129,7 @@ class VideoModel:
     steps: int | None = None,
     guidance: float | None = None,
     shift: float | None = None,
+    cache: float | None = None,
   ) -> dict[str, Any]:
     """The checkpoint's settings with those that are given in their place, checked.
 
@@ -139,7 +138,7 @@ class VideoModel:
     """
     given = dict(
       frames=frames, size=size, fps=fps, sampler=sampler, steps=steps, guidance=guidance,
-      shift=shift,
+      shift=shift, cache=cache,
     )  # fmt: skip
     request = SAMPLING | dict(self.config["sampling"])
     request |= {k: v for k, v in given.items() if v is not None}
@@ -152,7 +151,7 @@ class VideoModel:
     for name, low in (("steps", 1), ("fps", 1e-3), ("shift", 1e-3)):
       if not request[name] >= low:
         raise UserError(f"{name} is {request[name]} but must be at least {low:g}.")
-    denoiser = self._denoiser(request)
+    denoiser = self.denoiser(request)
     denoiser.table((1, 1, 1), 1.0), denoiser.guidance  # refuse what they do not know
     return request
 
@@ -200,9 +199,36 @@ class VideoModel:
     """What the autoencoder keeps of videos."""
     return self.codec.reconstruct(video)
 
-  def _denoiser(self, request: Mapping[str, Any]) -> Denoiser:
+  def adapted(self, file: str | os.PathLike[str], weight: float = 1.0) -> VideoModel:
+    """The model with the LoRA adapter of a file or folder, at so much of its strength.
+
+    Raises:
+      UserError: there is none, or it is not of this model.
+    """
+    dit = self.params["dit"]
+    adapter = adapters.read(file, wan_dit.rules(self.dit), wan_dit.shapes(self.dit))
+    params = {**self.params, "dit": lora.apply(dit, adapter, weight)}
+    places = sharding.param_shardings(params, sharding.mesh_of(dit))
+    return dataclasses.replace(self, params=jax.device_put(params, places))
+
+  def denoiser(self, request: Mapping[str, Any]) -> Denoiser:
+    """The solver of a request (of `request`)."""
     params = {name: self.params[name] for name in ("dit", "text")}
     return Denoiser(self.dit, self.text, self.prompts, params, request)
+
+  def _stories(
+    self, prompts: Sequence[str | Story], negative: str, canvas: Canvas | None
+  ) -> list[Story]:
+    """What the samples follow, checked before any work."""
+    stories = [Story.of(prompt) for prompt in prompts]
+    if not stories:
+      raise UserError("There are no prompts.")
+    texts = [text for story in stories for text in story.prompts]
+    if not all(texts) and (canvas is None or canvas.loop):
+      raise UserError("The prompt is empty: describe the video in a few words.")
+    self.prompts([text for text in (*texts, negative) if text])  # refuses what is too long
+    self._warn_of_unknown_words(texts)
+    return stories
 
   def _warn_of_unknown_words(self, texts: Sequence[str]) -> None:
     unknown = dict.fromkeys(w for text in texts for w in self.prompts.unknown_words(text))

@@ -22,6 +22,7 @@ from sora_jax import config as config_lib
 from sora_jax.errors import UserError
 from sora_jax.interop import (
   hub,
+  names,
   native,
   published,
   schedulers,
@@ -36,6 +37,7 @@ from sora_jax.interop.shards import Weights
 from sora_jax.models.dit import DiT
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.vae import VideoVAE
+from sora_jax.typing import Params
 
 INDEX = "model_index.json"
 COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -82,6 +84,33 @@ def open_model(name: str | os.PathLike[str], dtype: Any = None) -> Parts:
       f"{folder} is one component of a model: give the folder above it, which holds {INDEX}."
     )
   return _own(folder, config, dtype)
+
+
+def open_transformer(name: str | os.PathLike[str], dit: DiT) -> Component:
+  """The transformer of a model in either layout, as `dit`; the rest of the model need not be there.
+
+  Raises:
+    UserError: there is none, or it is of another shape than `dit`.
+  """
+  folder = hub.find(name)
+  if (folder / INDEX).is_file():
+    return published.of(wan_dit, dit, Weights.open(folder / "transformer"))
+  weights = native.open_weights(folder, "transformer").within("dit/")
+  return published.own(dit, wan_dit.shapes(dit), weights)
+
+
+def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
+  """The autoencoder of a model in either layout, in float32.
+
+  Raises:
+    UserError: there is none, or it is damaged.
+  """
+  folder = hub.find(name)
+  if not (folder / INDEX).is_file():
+    return native.load_vae(folder)
+  vae = published.read_component(folder / "vae")
+  params = names.to_ours(vae.tensors, vae.rules, vae.shapes)
+  return vae.module, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
 
 
 def sampling_of(folder: Path) -> dict[str, Any]:

@@ -146,7 +146,15 @@ class DiT(nn.Module):
     return pt * ph * pw * self.channels
 
   @nn.compact
-  def __call__(self, tokens: Tokens) -> Float[Array, "b n p"]:
+  def __call__(
+    self, tokens: Tokens, residual: Float[Array, "b n d"] | None = None
+  ) -> Float[Array, "b n p"]:
+    """Velocities.
+
+    Args:
+      residual: what the blocks added in another call: added here in their place. A call without it
+        sows its own as the intermediate "residual".
+    """
     dense = lambda name, width: Dense(width, dtype=self.dtype, name=name)  # noqa: E731
     x = dense("patch_in", self.width)(tokens.values)
     if self.absolute:
@@ -170,7 +178,12 @@ class DiT(nn.Module):
       self.width, self.heads, self.mlp_width, self.eps, self.dtype, self.attention, self.ulysses,
       name="blocks",
     )  # fmt: skip
-    x, _ = blocks(x, modulation, tokens, text, angles)
+    if residual is None:
+      before = x
+      x, _ = blocks(x, modulation, tokens, text, angles)
+      self.sow("intermediates", "residual", x - before)
+    else:
+      x = x + residual
 
     offset = self.param("modulation", nn.initializers.zeros, (2, self.width))
     shift, scale = (select_rows(embedding + row, tokens.cond_index) for row in offset)
@@ -198,11 +211,12 @@ class DiT(nn.Module):
     features = jnp.concatenate(
       [sinusoid(1000.0 * cond[..., 0], self.freq_width), cond[..., 1:]], axis=-1
     )
+    dense = functools.partial(Dense, gathered=False)
     e = constrain(features, "rows")
-    e = nn.silu(constrain(nn.Dense(self.width, name="time_in")(e), "rows"))
-    e = constrain(nn.Dense(self.width, name="time_out")(e), "rows")
+    e = nn.silu(constrain(dense(self.width, name="time_in")(e), "rows"))
+    e = constrain(dense(self.width, name="time_out")(e), "rows")
     zeros = nn.initializers.zeros  # adaLN-Zero: every block starts as the identity
-    modulation = nn.Dense(6 * self.width, kernel_init=zeros, name="time_modulation")(nn.silu(e))
+    modulation = dense(6 * self.width, kernel_init=zeros, name="time_modulation")(nn.silu(e))
     return e, rearrange(modulation, "b k (six d) -> b k six d", six=6)
 
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sora_jax.models import lora
 from sora_jax.models.patch import rotate
 from sora_jax.parallel.attention import attend
 from sora_jax.parallel.sharding import constrain, gather
@@ -48,20 +49,33 @@ class LayerNorm(nn.Module):
 
 
 class Dense(nn.Module):
-  """A linear map of the last axis. On a mesh its kernel is gathered where it is used."""
+  """A linear map of the last axis, and the adapter of `models.lora` if its parameters hold one.
+
+  On a mesh its matrices are gathered where they are used, unless `gathered` is False.
+  """
 
   features: int
   dtype: Any = None
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  gathered: bool = True
   use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-    kernel = gather("/".join((*self.path, "kernel")), kernel, self.dtype)
+    kernel = self._used("kernel", kernel)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    return x @ kernel if bias is None else x @ kernel + bias
+    y = x @ kernel if bias is None else x @ kernel + bias
+    if not self.has_variable("params", "lora_down"):
+      return y
+    down, up, alpha = (self.get_variable("params", name) for name in lora.NAMES)
+    down, up = self._used("lora_down", down), self._used("lora_up", up)
+    x, down, up = nn.dtypes.promote_dtype(x, down, up, dtype=y.dtype)
+    return y + lora.low_rank(x, down, up, alpha)
+
+  def _used(self, name: str, matrix: Array) -> Array:
+    return gather("/".join((*self.path, name)), matrix, self.dtype) if self.gathered else matrix
 
 
 class Mlp(nn.Module):

@@ -55,6 +55,11 @@ RULES: Rules = (
   ),
   (r"(^|/)patch_out/kernel$", P("tensor", WEIGHTS)),
   (r"(^|/)(pieces|position)$", P("tensor", WEIGHTS)),
+  # An adapter's matrices are split where their kernel's are; its rank is not.
+  (r"(^|/)(o|out|down|patch_out)/lora_down$", P("tensor", None)),
+  (r"(^|/)(o|out|down|patch_out)/lora_up$", P(None, WEIGHTS)),
+  (r"/lora_down$", P(WEIGHTS, None)),
+  (r"/lora_up$", P(None, "tensor")),
   (r"(^|/)relative$", P(None, "tensor")),
   (r"(^|/)(encoder|decoder|discriminator)/.*kernel$", P(None, WEIGHTS)),
 )

@@ -109,14 +109,14 @@ def estimate(
   return Plan(
     config=name, topology=str(target), mode=mode, source="estimated",
     mesh=dict(program.mesh.shape), remat=dit.remat, chip=target.chip, chips=target.chips,
-    params=sum(leaf.size for leaf in jax.tree.leaves(program.state.params)), tokens=n,
+    params=sum(leaf.size for leaf in jax.tree.leaves(program.state.weights)), tokens=n,
     clips=measure.clips(program, mode),
     memory=Memory(params, rest, peak - params - rest, peak, capacity),
     work=Work(
       model=model, executed=linear + forwards * attention, attention=forwards * attention,
       forwards=forwards, padding=0.0, cycles=None,
       collectives=_collectives(
-        dit, program.state.params, program.mesh, target.chip.per_host, tokens, train
+        dit, program.state.weights, program.mesh, target.chip.per_host, tokens, train
       ),
     ),
     compile_seconds=0.0,

@@ -24,6 +24,7 @@ from sora_jax.parallel import sharding
 from sora_jax.plan import flops, hlo, topology
 from sora_jax.plan.report import GIB, Memory, Plan, Work
 from sora_jax.plan.topology import Topology
+from sora_jax.train import optim
 from sora_jax.train import program as program_lib
 from sora_jax.train.program import Program
 
@@ -85,7 +86,7 @@ def measure(config: ConfigDict, name: str, target: Topology, mode: str = "train"
     config=name, topology=str(target), mode=mode, source="compiled",
     mesh=dict(program.mesh.shape), remat=getattr(dit, "remat", None),
     chip=target.chip, chips=target.chips,
-    params=sum(leaf.size for leaf in jax.tree.leaves(program.state.params)),
+    params=sum(leaf.size for leaf in jax.tree.leaves(program.state.weights)),
     tokens=batch["segments"].shape[1] if "segments" in batch else 0,
     clips=clips(program, mode),
     memory=Memory(params, rest, peak - params - rest, peak, capacity),
@@ -118,7 +119,7 @@ def sample(program: Program) -> Lowered:
   table = sampler.table("euler", np.array([1.0, 0.0]))
 
   def call(params: Any, batches: Any, carry: Any, table: Any) -> Any:
-    tokens = [read_prompts(recipe.text, params["text"], batch) for batch in batches]
+    tokens = [read_prompts(recipe.text, params.get("text"), batch) for batch in batches]
     return solve(recipe.dit, Guidance(scale=3.0), params["dit"], tokens, carry, table)
 
   with jax.set_mesh(program.mesh):
@@ -135,7 +136,7 @@ def forward(program: Program) -> Lowered:
   placed = sharding.batch_sharding(program.mesh)
   given = {
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
-    for name, x in given_batch(recipe, program.state.params).items()
+    for name, x in given_batch(recipe, program.state.weights).items()
   }
   with jax.set_mesh(program.mesh):
     return jax.jit(transformer(recipe)).lower(stored(program)["dit"], given)
@@ -149,6 +150,8 @@ def transformer(recipe: Any) -> Callable[[Any, Any], Any]:
 def given_batch(recipe: Any, params: Any) -> dict[str, jax.ShapeDtypeStruct]:
   """A batch as the transformer gets it: states of the prompts instead of word pieces."""
   batch = recipe.batch()
+  if "text" in batch:
+    return batch
   states = lambda params, batch: read_prompts(recipe.text, params, batch).text  # noqa: E731
   text = jax.eval_shape(states, params["text"], batch)
   return {name: x for name, x in batch.items() if name != "pieces"} | {"text": text}
@@ -169,7 +172,7 @@ def clips(program: Program, mode: str) -> int:
 def stored(program: Program) -> Any:
   """The parameters as sampling keeps them."""
   recipe: Any = program.recipe
-  params = program.state.params
+  params = program.state.weights
   kept = {"dit": jax.eval_shape(recipe.dit.stored, params["dit"])}
   return jax.tree.map(
     lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding),
@@ -180,7 +183,7 @@ def stored(program: Program) -> Any:
 def state_bytes(program: Program, mode: str) -> tuple[int, int]:
   """Bytes on a device of the weights, and of what updates and averages them."""
   state = program.state
-  trees: tuple[Any, Any] = (state.params, (state.ema, state.opt_state))
+  trees: tuple[Any, Any] = (state.weights, (state.ema, state.opt_state))
   if mode != "train":
     kept = stored(program)
     trees = (kept["dit"] if mode == "forward" else kept, ())
@@ -198,11 +201,12 @@ def model_flops(config: ConfigDict, mode: str) -> int:
   if mode == "forward":
     return flops.count(transformer(recipe), params["dit"], given_batch(recipe, params))
 
-  def loss(params: Any, batch: Any) -> Any:
-    return recipe.loss(params, batch, key, jnp.zeros((), jnp.int32))[0]
+  trained, frozen = optim.split(params, getattr(recipe, "trainable", ".*"))
 
-  f = jax.grad(loss, allow_int=True) if mode == "train" else loss
-  return flops.count(f, params, recipe.batch())
+  def loss(trained: Any, frozen: Any, batch: Any) -> Any:
+    return recipe.loss(optim.merge(trained, frozen), batch, key, jnp.zeros((), jnp.int32))[0]
+
+  return flops.count(jax.grad(loss) if mode == "train" else loss, trained, frozen, recipe.batch())
 
 
 def attention_flops(program: Program, mode: str) -> float:
@@ -213,7 +217,7 @@ def attention_flops(program: Program, mode: str) -> float:
   dit, text, batch = recipe.dit, recipe.text, recipe.batch()
   (rows, n), s = batch["segments"].shape, batch["text_ids"].shape[1]
   pairs = dit.layers * dit.width * n * (n + s)
-  if mode != "forward":
+  if mode != "forward" and text is not None:
     pairs += text.layers * text.width * s * s
   return 4.0 * rows * pairs / program.mesh.size
 

@@ -1,10 +1,11 @@
 """Checkpoints of a run: the only file that knows Orbax.
 
-A checkpoint is the training state and the position of the data, saved asynchronously and complete
-or not there at all: Orbax writes to a temporary folder and renames it. Of several processes each
-writes the parts of the state that it holds, and its own position, so the workdir must be on a disk
-that all of them see. The next run may have another number of them: the state is restored onto any
-mesh, and the data goes on at the batch where shard 0 was (`data.shards`). A workdir holds
+A checkpoint is the training state but for its frozen weights, of which it has a checksum, and the
+position of the data, saved asynchronously and complete or not there at all: Orbax writes to a
+temporary folder and renames it. Of several processes each writes the parts of the state that it
+holds, and its own position, so the workdir must be on a disk that all of them see. The next run may
+have another number of them: the state is restored onto any mesh, and the data goes on at the batch
+where shard 0 was (`data.shards`). A workdir holds
 
   config.json     the config it was started with
   checkpoints/N   after step N
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
@@ -32,6 +34,7 @@ from sora_jax.config import flatten
 from sora_jax.errors import UserError
 from sora_jax.parallel import hosts
 from sora_jax.train.state import TrainState
+from sora_jax.typing import Array, Params
 
 # What may change between the first run in a workdir and the one that resumes it.
 FREE = (
@@ -137,21 +140,29 @@ class Checkpoints:
     with self._disk_errors():
       self._checkpointer.wait()
       with hosts.together():
-        self._check_space(state)
-      content = {"state": state, "data": _JsonPosition(self._shard, data)}
+        self._check_space(state.replace(frozen=None))
+      kept = state.replace(frozen=checksum(state.frozen))
+      content = {"state": kept, "data": _JsonPosition(self._shard, data)}
       self._checkpointer.save_checkpointables_async(step, content, force=True)
 
-  def restore(self, abstract: TrainState) -> tuple[int, TrainState, Position] | None:
+  def restore(
+    self, abstract: TrainState, frozen: Params
+  ) -> tuple[int, TrainState, Position] | None:
     """The newest readable checkpoint as (step, state, data position); None if there is none.
 
     A damaged one is reported, moved to `damaged/`, and the one before it is tried.
 
     Args:
       abstract: shapes, dtypes and shardings to restore to; the mesh may differ from the saved one.
+      frozen: the weights that a checkpoint does not hold.
 
     Raises:
-      UserError: there are checkpoints and none of them can be read.
+      UserError: there are checkpoints and none of them can be read, or they were made with other
+        frozen weights.
     """
+    total = checksum(frozen)
+    place = jax.ShapeDtypeStruct((), total.dtype, sharding=abstract.step.sharding)
+    abstract = abstract.replace(frozen=place)
     self.wait()  # the newest may still be on its way to the disk
     steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
     for step in steps:
@@ -167,7 +178,12 @@ class Checkpoints:
           self._set_aside(step)
           hosts.say(f"WARNING: going back to the one before; {step} is in damaged/.")
         continue
-      return step, state, data.position
+      if int(state.frozen) != int(total):
+        raise UserError(
+          f"{self._checkpointer.directory} was made with other frozen weights than these: give "
+          "init_from the files it had, or start again in another --workdir."
+        )
+      return step, state.replace(frozen=frozen), data.position
     if steps:
       raise UserError(
         f"No checkpoint in {self._checkpointer.directory} can be read; "
@@ -213,6 +229,16 @@ class Checkpoints:
         f"The disk with {self._checkpointer.directory} is full; the last checkpoint ({last}): "
         "free some space and run the same command again."
       ) from e
+
+
+@jax.jit
+def checksum(tree: Params) -> Array:
+  """A number that other weights hardly have, whatever the mesh: of the bits of all leaves."""
+  total = jnp.zeros((), jnp.uint32)
+  for leaf in jax.tree.leaves(tree):
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    total = 31 * total + jnp.sum(bits, dtype=jnp.uint32)
+  return total
 
 
 class _JsonPosition:

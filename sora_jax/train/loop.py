@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,22 @@ class _Run:
   def __init__(
     self, config: ConfigDict, program: Program, shard: tuple[int, int], workdir: Path
   ) -> None:
+    self.config = config
     self.program, self.recipe, self.train = program, program.recipe, program.train
     self.workdir, self.key, self.shard = workdir, jax.random.key(int(config.seed)), shard
     with hosts.together():
       self.data = self.recipe.dataset(*shard)
     self.checkpoints = checkpoint.Checkpoints(workdir, self.train.keep, shard)
-    if (restored := self.checkpoints.restore(program.state)) is not None:
+    restored = None
+    if self.checkpoints.latest is not None:
+      frozen = self._first(lambda state: state.frozen)
+      restored = self.checkpoints.restore(program.state, frozen)
+    if restored is not None:
       self.step, self.state, position = restored
       self._resume_data(position, shard[1])
       hosts.say(f"Resuming {workdir} after step {self.step}.")
     else:
-      self.step, self.state = 0, self._first_state(bool(config.get("init_from")))
+      self.step, self.state = 0, self._first(lambda state: state)
     self.saved = self.step
     self.exported = -1
     self.rolled_back = False
@@ -80,13 +85,22 @@ class _Run:
     self.report = metrics.Metrics(
       workdir, self.step, self.train.steps, self.train.batch_size, self.train.log_every, shard[1]
     )
-    count = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
-    hosts.say(f"{count / 1e6:.2f} M parameters on {describe(program.mesh)}.")
+    trained, others = (
+      sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
+      for tree in (program.state.params, program.state.others)
+    )
+    besides = f" and {others:.2f} M other" if others else ""
+    hosts.say(f"{trained:.2f} M trained{besides} parameters on {describe(program.mesh)}.")
 
-  def _first_state(self, from_files: bool) -> TrainState:
-    create, shardings = self.program.create, self.program.shardings
-    if from_files:  # weights that are read are data, not a program to compile
-      params = jax.device_put(self.recipe.init(self.key), shardings.params)
+  def _first(self, part: Callable[[TrainState], Any]) -> Any:
+    """A part of the state before the first step; what does not belong to it is not computed."""
+    shardings = part(self.program.shardings)
+    if not jax.tree.leaves(shardings):
+      return shardings
+    create = lambda params: part(self.program.create(params))  # noqa: E731
+    if self.config.get("init_from"):  # what is read is data, not a program to compile
+      read = getattr(self.recipe, "read", self.recipe.init)
+      params = jax.device_put(read(self.key), self.program.shardings.weights)
       return jax.jit(create, out_shardings=shardings)(params)
     # Born sharded: no device ever holds a whole copy.
     return jax.jit(lambda key: create(self.recipe.init(key)), out_shardings=shardings)(self.key)
@@ -148,7 +162,9 @@ class _Run:
       return
     bad = f"{self.train.max_bad_steps} steps in a row had a loss or gradient that is not finite"
     advice = "lower optim.lr, or look at the samples named in metrics.jsonl."
-    restored = None if self.rolled_back else self.checkpoints.restore(self.program.state)
+    restored = (
+      None if self.rolled_back else self.checkpoints.restore(self.program.state, self.state.frozen)
+    )
     if restored is None:
       when = "again after going back to a checkpoint" if self.rolled_back else "with no checkpoint"
       raise UserError(f"Training stopped at step {self.step}: {bad}, {when}; {advice}")
@@ -178,13 +194,13 @@ class _Run:
     found = []
     for number in range(self.train.validate_batches):
       arrays = to_devices(numeric(next(data)), self.program.mesh)
-      found.append(self.program.validate(self.state.ema, arrays, np.int32(number)))
+      found.append(self.program.validate(self.state.average, arrays, np.int32(number)))
     self.report.validated(self.step, jax.device_get(found))
 
   def preview(self) -> None:
     if not hasattr(self.recipe, "preview"):
       return
-    with hosts.on_first(self.state.ema) as params:
+    with hosts.on_first(self.state.average) as params:
       if params is not None:
         videos = self.recipe.preview(params, self.key)
         self.report.videos(self.step, videos, self.workdir / "previews")
@@ -192,7 +208,7 @@ class _Run:
   def export(self) -> None:
     if not hasattr(self.recipe, "export") or self.exported == self.step:
       return
-    with hosts.on_first(self.state.ema) as params:
+    with hosts.on_first(self.state.average) as params:
       if params is not None:
         self.recipe.export(params, self.workdir)
     self.exported = self.step

@@ -74,24 +74,26 @@ class Optimizer:
   trainable: str
 
   def split(self, params: Params) -> tuple[Params, Params]:
-    """(trainable, frozen): two trees of `params`' structure with `None` for the others' leaves."""
-    mask = path_mask(params, self.trainable)
-    trainable = jax.tree.map(lambda m, p: p if m else None, mask, params)
-    frozen = jax.tree.map(lambda m, p: None if m else p, mask, params)
-    return trainable, frozen
+    """(trainable, frozen); see `split`."""
+    return split(params, self.trainable)
 
   def ema(self, ema: Params, params: Params, updates: jax.Array) -> Params:
     """One step of the average; its decay is min(ema_decay, (1 + updates) / (10 + updates))."""
     decay = jnp.minimum(self.config.ema_decay, (1.0 + updates) / (10.0 + updates))
+    return jax.tree.map(lambda e, p: (e + (1.0 - decay) * (p - e)).astype(e.dtype), ema, params)
 
-    def average(trained: bool, e: jax.Array, p: jax.Array) -> jax.Array:
-      return (e + (1.0 - decay) * (p - e)).astype(e.dtype) if trained else e
 
-    return jax.tree.map(average, path_mask(params, self.trainable), ema, params)
+def split(params: Params, trainable: str) -> tuple[Params, Params]:
+  """(trainable, frozen): two trees of `params`' structure with `None` for the others' leaves."""
+  mask = path_mask(params, trainable)
+  return (
+    jax.tree.map(lambda m, p: p if m else None, mask, params),
+    jax.tree.map(lambda m, p: None if m else p, mask, params),
+  )
 
 
 def merge(trainable: Params, frozen: Params) -> Params:
-  """The inverse of `Optimizer.split`."""
+  """The inverse of `split`."""
   return jax.tree.map(lambda t, f: f if t is None else t, trainable, frozen, is_leaf=_is_none)
 
 

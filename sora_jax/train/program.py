@@ -46,11 +46,12 @@ class Recipe(Protocol):
   before), `validation`, which is like `dataset` but of samples that are not trained on,
   `preview(params, key)` -> {name: uint8 video} and `export(params, workdir)`, which is called at
   each checkpoint and at the end. The last two are given the averaged weights, and called in process
-  0 only.
+  0 only. `read(key)` is called instead of `init` where `config.init_from` is set, and by nobody who
+  only asks for shapes.
   """
 
   def init(self, key: PRNGKey) -> Params:
-    """The parameters, read from `config.init_from` if that is set."""
+    """The parameters; without `read`, those of `config.init_from` if that is set."""
 
   def loss(
     self, params: Params, batch: Any, key: PRNGKey, step: Array
@@ -137,7 +138,8 @@ def build(
   params = jax.eval_shape(recipe.init, jax.random.key(0))
   trainable = getattr(recipe, "trainable", ".*")
   optimizer = optim.build(config.optim, params, train.steps, trainable)
-  create = functools.partial(TrainState.create, optimizer=optimizer)
+  after = getattr(recipe, "after", None)
+  create = functools.partial(TrainState.create, optimizer=optimizer, follow=after is not None)
   state = jax.eval_shape(create, params)
   size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   mesh = choose_mesh(train, devices, memory, size, getattr(recipe, "sequence", False))
@@ -146,7 +148,7 @@ def build(
   shardings = sharding.param_shardings(state, mesh)
   step = functools.partial(
     train_step, loss=recipe.loss, optimizer=optimizer, seed=int(config.seed),
-    accumulate=train.accumulate, after=getattr(recipe, "after", None),
+    accumulate=train.accumulate, after=after,
   )  # fmt: skip
   return Program(
     recipe=recipe,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sora_jax.train.optim import Optimizer
+from sora_jax.train.optim import Optimizer, merge
 from sora_jax.typing import Array, Int, Params
 
 
@@ -21,9 +21,11 @@ class TrainState(struct.PyTreeNode):
 
   Attributes:
     step: batches consumed, the skipped ones included.
-    params: the weights.
+    params: the weights that are trained; None in the place of the others.
     ema: their running average, of the same structure.
-    opt_state: the optimiser's moments, of the trainable weights only.
+    opt_state: the optimiser's moments of them.
+    followers: weights that a recipe's `after` sets, such as a target encoder.
+    frozen: the other weights. No checkpoint holds them: they are what the recipe's `init` made.
     skipped: batches whose loss or gradient was not finite; they changed nothing above.
     bad_streak: how many of the last batches in a row were skipped.
   """
@@ -33,8 +35,25 @@ class TrainState(struct.PyTreeNode):
   params: Any
   ema: Any
   opt_state: Any
+  followers: Any
+  frozen: Any
   skipped: Any
   bad_streak: Any
+
+  @property
+  def weights(self) -> Params:
+    """All weights, trained or not."""
+    return merge(self.params, self.others)
+
+  @property
+  def average(self) -> Params:
+    """All weights, the trained ones averaged: what is measured, shown and exported."""
+    return merge(self.ema, self.others)
+
+  @property
+  def others(self) -> Params:
+    """The weights that are not trained."""
+    return merge(self.followers, self.frozen)
 
   @property
   def updates(self) -> Int[Array, ""]:
@@ -42,15 +61,18 @@ class TrainState(struct.PyTreeNode):
     return self.step - self.skipped
 
   @classmethod
-  def create(cls, params: Params, optimizer: Optimizer) -> TrainState:
-    """The state before the first step."""
-    trainable, _ = optimizer.split(params)
+  def create(cls, params: Params, optimizer: Optimizer, follow: bool = False) -> TrainState:
+    """The state before the first step; `follow`: what is not trained does not stay as it is."""
+    trainable, others = optimizer.split(params)
+    none = jax.tree.map(lambda _: None, others)
     return cls(
       step=jnp.zeros((), jnp.int32),
-      params=params,
+      params=trainable,
       # A copy, not the same buffers: the step donates both.
-      ema=jax.tree.map(jnp.copy, params),
+      ema=jax.tree.map(jnp.copy, trainable),
       opt_state=optimizer.transform.init(trainable),
+      followers=others if follow else none,
+      frozen=none if follow else others,
       skipped=jnp.zeros((), jnp.int32),
       bad_streak=jnp.zeros((), jnp.int32),
     )

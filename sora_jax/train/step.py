@@ -34,34 +34,32 @@ def train_step(
     The next state, and scalars: the loss' own, `loss`, `grad_norm`, `lr` and `bad_streak`.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
-  trainable, frozen = optimizer.split(state.params)
 
-  def objective(trainable: Params, batch: Any, key: PRNGKey) -> tuple[Array, dict[str, Array]]:
-    value, extra = loss(optim.merge(trainable, frozen), batch, key, state.step)
+  def objective(params: Params, batch: Any, key: PRNGKey) -> tuple[Array, dict[str, Array]]:
+    value, extra = loss(optim.merge(params, state.others), batch, key, state.step)
     return value, {"loss": value, **extra}
 
-  grads, values = mean_gradient(objective, trainable, batch, key, accumulate)
+  # Of the trained weights alone: no gradient of a frozen one is computed.
+  grads, values = mean_gradient(objective, state.params, batch, key, accumulate)
   norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm) & jnp.isfinite(values["loss"])
 
-  updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
-  params = optim.merge(optax.apply_updates(trainable, updates), frozen)
+  updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
   ema = optimizer.ema(state.ema, params, state.updates)
+  learned = {"params": params, "ema": ema, "opt_state": opt_state}
   if after is not None:
-    params = after(params, state.updates)
-    ema = optim.merge(optimizer.split(ema)[0], optimizer.split(params)[1])
-  learned = (params, ema, opt_state)
-  before = (state.params, state.ema, state.opt_state)
-  params, ema, opt_state = jax.tree.map(functools.partial(jnp.where, finite), learned, before)
+    moved = after(optim.merge(params, state.others), state.updates)
+    _, learned["followers"] = optimizer.split(moved)
+  before = {name: getattr(state, name) for name in learned}
+  learned = jax.tree.map(functools.partial(jnp.where, finite), learned, before)
 
   bad = (~finite).astype(jnp.int32)
   streak = (state.bad_streak + 1) * bad
   lr = jnp.asarray(optimizer.schedule(state.updates))
   state = state.replace(
     step=state.step + 1,
-    params=params,
-    ema=ema,
-    opt_state=opt_state,
+    **learned,
     skipped=state.skipped + bad,
     bad_streak=streak,
   )

@@ -1,13 +1,18 @@
 """Recipe: text to video. Flow matching on packed sequences of latent patches.
 
 Parameters: `dit`, the transformer, and `text`, the encoder trained with it over a frozen table of
-word pieces. Every batch draws from the mixture of conditions of `diffusion.conditioning`, so the
-model learns all tasks at once; images are videos of one frame. Clips come in the shapes of
-`config.data.shapes`, all of them in the same packed sequences.
+word pieces; or, where `config.text_from` names a model, its encoder is taken as it is, its states
+are cached beside the latents, and there is no `text`. `config.lora` trains an adapter of the
+transformer (`models.lora`), and nothing else.
+
+Every batch draws from the mixture of conditions of `diffusion.conditioning`, so the model learns
+all tasks at once; images are videos of one frame. Clips come in the shapes of `config.data.shapes`,
+all of them in the same packed sequences.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -25,45 +30,96 @@ from sora_jax.data import encode
 from sora_jax.data.batches import Batches
 from sora_jax.data.packing import Packer
 from sora_jax.data.records import RecordSource
+from sora_jax.data.states import Reader
 from sora_jax.diffusion import conditioning
 from sora_jax.diffusion.loss import flow_matching
 from sora_jax.diffusion.time import LevelSampler
 from sora_jax.errors import UserError
 from sora_jax.generate.denoise import SAMPLING, read_prompts
 from sora_jax.generate.model import VideoModel
-from sora_jax.interop import native, wordpieces
+from sora_jax.interop import lora as lora_files
+from sora_jax.interop import names, native, pipelines, wan_dit, wordpieces
+from sora_jax.models import lora
 from sora_jax.models.dit import DiT, blank_tokens
+from sora_jax.models.lora import Lora
 from sora_jax.models.patch import grid_shape
 from sora_jax.models.text import Prompts, TextEncoder
+from sora_jax.parallel import sharding
 from sora_jax.provenance import commit
-from sora_jax.typing import Array, Params, PRNGKey, Scalar
+from sora_jax.typing import REFERENCE_FPS, Array, Params, PRNGKey, Scalar
 
 
 @dataclass(frozen=True)
 class T2VRecipe:
-  """See the module's docstring."""
+  """See the module's docstring. Without `text` the encoder is that of `config.text_from`."""
 
   config: ConfigDict
   dit: DiT
-  text: TextEncoder
-  prompts: Prompts
+  text: TextEncoder | None
+  lora: Lora | None
   packer: Packer
   sequence: bool = True
-  trainable: str = "^(?!text/pieces$)"
+
+  @property
+  def trainable(self) -> str:
+    """Paths of what is trained."""
+    return lora.TRAINABLE if self.lora else "^(?!text/pieces$)"
 
   def init(self, key: PRNGKey) -> Params:
-    """Fresh weights over the pretrained word pieces, or those of `config.init_from`."""
-    keys = jax.random.split(key)
-    pieces = jnp.zeros((1, self.prompts.length), jnp.int32)
-    params = {
-      "dit": self.dit.init(keys[0], blank_tokens(self.dit))["params"],
-      "text": self.text.init(keys[1], pieces, pieces)["params"],
-    }
-    del params["text"]["pieces"]
-    if self.config.init_from:
-      params = native.load_params(self.config.init_from, "transformer", params)
-    params["text"]["pieces"] = jnp.asarray(wordpieces.table())
+    """Fresh weights over the pretrained word pieces."""
+    keys = jax.random.split(key, 3)
+    params = {"dit": self.dit.init(keys[0], blank_tokens(self.dit))["params"]}
+    if self.text is not None:
+      pieces = jnp.zeros((1, self.text.length), jnp.int32)
+      params["text"] = self.text.init(keys[1], pieces, pieces)["params"]
+      params["text"]["pieces"] = jnp.asarray(wordpieces.table())
+    if self.lora:  # what is not trained is kept in the type it is used in
+      params["dit"] = lora.add(self.dit.stored(params["dit"]), self.lora, keys[2])
     return params
+
+  def read(self, key: PRNGKey) -> Params:
+    """The weights of `config.init_from`, on the host, and a fresh adapter if there is to be one.
+
+    Raises:
+      UserError: it is no model, or one of another shape.
+    """
+    source, params = self.config.init_from, {}
+    if self.text is not None:
+      like = jax.eval_shape(dataclasses.replace(self, lora=None).init, key)
+      del like["text"]["pieces"]
+      params = native.load_params(source, "transformer", like)
+      params["text"]["pieces"] = wordpieces.table()
+    else:
+      found = pipelines.open_transformer(source, self.dit)
+      dit = names.to_ours(found.tensors, found.rules, found.shapes)
+      params["dit"] = jax.tree.map(lambda x: np.asarray(x, np.float32), dit)
+    if self.lora:
+      adapter = jax.jit(lambda key: lora.adapter_of(self.init(key)["dit"]))(key)
+      params["dit"] = lora.apply(self.dit.stored(params["dit"]), adapter)
+    return params
+
+  @functools.cached_property
+  def prompts(self) -> Prompts:
+    """The tokenizer; longer captions are cut."""
+    if self.text is not None:
+      return Prompts.load(wordpieces.TOKENIZER, self.text.length, cut=True)
+    theirs = self.source.prompts
+    return Prompts(theirs.tokenizer, theirs.length, cut=True, padded=theirs.padded)
+
+  @functools.cached_property
+  def source(self) -> pipelines.Parts:
+    """The model whose text encoder is taken as it is.
+
+    Raises:
+      UserError: there is no such model, or its states are not as wide as `model.text_width`.
+    """
+    parts = pipelines.open_model(self.config.text_from, self.config.model.dtype)
+    if (width := parts.components["text"].module.width) != self.dit.text_width:
+      raise UserError(
+        f"The text encoder of {self.config.text_from} makes states of {width} numbers and the "
+        f"transformer reads {self.dit.text_width}: set model.text_width={width}."
+      )
+    return parts
 
   def loss(
     self, params: Params, batch: Any, key: PRNGKey, step: Array
@@ -71,7 +127,7 @@ class T2VRecipe:
     read = read_prompts
     if self.dit.remat != "none":  # or the gathered encoder would be kept for the backward pass
       read = jax.checkpoint(read_prompts, static_argnums=0)
-    tokens = read(self.text, params["text"], batch)
+    tokens = read(self.text, params.get("text"), batch)
     model = lambda tokens: self.dit.apply({"params": params["dit"]}, tokens)  # noqa: E731
     return flow_matching(model, tokens, key)
 
@@ -95,7 +151,11 @@ class T2VRecipe:
 
   def _encoded(self, shapes: Mapping[str, Any]) -> dict[str, RecordSource]:
     data = self.config.data
-    vae, params = native.load_vae(self.config.vae)
+    vae, params = pipelines.load_vae(self.config.vae)
+    reader = None
+    if self.text is None:
+      text = self.source.components["text"]
+      reader = Reader(text.module, self.prompts, text.tensors, text.place)
     if vae.z_channels != self.dit.channels:
       raise UserError(
         f"The latents of {self.config.vae} have {vae.z_channels} channels and those of the "
@@ -107,7 +167,7 @@ class T2VRecipe:
       del shape["share"]
       sources = shape.pop("sources", data.sources)
       caches[name] = encode.cache(
-        Path(data.cache), vae, params, sources, seed=self.config.seed, **shape
+        Path(data.cache), vae, params, sources, seed=self.config.seed, reader=reader, **shape
       )
     return caches
 
@@ -147,15 +207,25 @@ class T2VRecipe:
       mixture=config_lib.build(conditioning.Mixture, config.mixture),
       levels=config_lib.build(LevelSampler, config.levels),
       patch=self.dit.patch, cond_features=self.dit.cond_features, samples=config.data.samples,
-      seed=config.seed,
+      seed=config.seed, reference_fps=self.reference_fps,
     )  # fmt: skip
     return functools.partial(batches, config.data.batching)
 
+  @property
+  def reference_fps(self) -> float:
+    """The rate at which latent frames are one unit of time apart."""
+    sampling = {} if self.text is not None else self.source.config["sampling"]
+    return sampling.get("reference_fps", REFERENCE_FPS)
+
   def preview(self, params: Params, key: PRNGKey) -> dict[str, np.ndarray]:
     """Samples of the config's prompts, side by side."""
-    vae, vae_params = native.load_vae(self.config.vae)
+    vae, vae_params = pipelines.load_vae(self.config.vae)
+    text = self.text
+    if text is None:
+      theirs = self.source.components["text"]
+      text, params = theirs.module, params | {"text": theirs.place(sharding.mesh_of(params))}
     model = VideoModel(
-      vae=vae, dit=self.dit, text=self.text, prompts=self.prompts,
+      vae=vae, dit=self.dit, text=text, prompts=self.prompts,
       params={"vae": vae_params, **params}, config=self.description(),
     )  # fmt: skip
     prompts = list(self.config.preview)
@@ -163,16 +233,20 @@ class T2VRecipe:
     return {"samples": np.concatenate(list(videos), axis=2)}
 
   def description(self) -> dict[str, Any]:
-    """The config.json of an exported checkpoint."""
+    """The config.json of what is exported."""
     usual, shapes = self.usual, self.config.data.shapes
-    source = native.read_config(native.find(self.config.vae))
-    return {
-      "vae": source["vae"],
-      "vae_training": source.get("vae_training", []),
+    others: dict[str, Any] = {}
+    if self.text is not None:
+      source = native.read_config(native.find(self.config.vae))
+      others = {
+        "vae": source["vae"],
+        "vae_training": source.get("vae_training", []),
+        "text": self.config.text.to_dict() | {"vocabulary": self.text.vocabulary},
+        "known_words": sorted(set().union(*(c.info["words"] for c in self.caches.values()))),
+      }
+    return others | {
       "transformer": self.config.model.to_dict(),
-      "text": self.config.text.to_dict() | {"vocabulary": self.text.vocabulary},
-      "known_words": sorted(set().union(*(c.info["words"] for c in self.caches.values()))),
-      "sampling": SAMPLING
+      "sampling": (SAMPLING if self.text is not None else self.source.config["sampling"])
       | dict(
         frames=usual.frames,
         size=list(usual.size),
@@ -189,13 +263,19 @@ class T2VRecipe:
     return math.prod(grid_shape(self.caches[name][0]["latents"].shape[:3], self.dit.patch))
 
   def export(self, params: Params, workdir: Path) -> None:
-    """Writes a complete checkpoint folder: autoencoder, transformer and text, and the log."""
-    source = native.find(self.config.vae)
-    text = {name: x for name, x in params["text"].items() if name != "pieces"}
-    components = {
-      "vae": native.read_component(source, "vae"),
-      "transformer": {"dit": params["dit"], "text": text},
-    }
+    """Writes a checkpoint folder: all that makes videos, and the log.
+
+    Of a model whose text encoder was taken as it is, the transformer alone; of an adapter, the file
+    that diffusers reads (`interop.lora`).
+    """
+    if self.lora:
+      file = workdir / "export" / lora_files.FILE
+      return lora_files.write(file, params["dit"], wan_dit.rules(self.dit))
+    components = {"transformer": {"dit": params["dit"]}}
+    if self.text is not None:
+      text = {name: x for name, x in params["text"].items() if name != "pieces"}
+      components["transformer"]["text"] = text
+      components["vae"] = native.read_component(native.find(self.config.vae), "vae")
     log = workdir / "metrics.jsonl"
     files = {"training.jsonl": log} if log.exists() else {}
     native.save(workdir / "export", components, self.description(), files)
@@ -203,12 +283,17 @@ class T2VRecipe:
 
 def build(config: ConfigDict) -> T2VRecipe:
   """The recipe of a config."""
-  vocabulary, table_width = wordpieces.table().shape
-  text = config_lib.build(TextEncoder, config.text, vocabulary=vocabulary, table_width=table_width)
+  dit = config_lib.build(DiT, config.model)
+  text, width = None, dit.text_width
+  if not config.get("text_from"):
+    rows, table = wordpieces.table().shape
+    text = config_lib.build(TextEncoder, config.text, vocabulary=rows, table_width=table)
+    width = 0  # of states that are there already
+  adapter = config.get("lora")
   return T2VRecipe(
     config=config,
-    dit=config_lib.build(DiT, config.model),
+    dit=dit,
     text=text,
-    prompts=Prompts.load(wordpieces.TOKENIZER, text.length, cut=True),
-    packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size),
+    lora=config_lib.build(Lora, adapter) if adapter and adapter.rank else None,
+    packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size, text_width=width),
   )

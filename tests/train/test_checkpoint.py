@@ -61,8 +61,8 @@ def test_round_trip_onto_any_mesh(store, mesh, other):
   state, _ = _state(mesh)
   store.save(3, state, {"next_index": 17, "nested": [1, "a"]})
   store.wait()
-  _, abstract = _state(sharding.make_mesh(other), seed=1)
-  step, restored, data = store.restore(abstract)
+  there, abstract = _state(sharding.make_mesh(other), seed=1)
+  step, restored, data = store.restore(abstract, there.frozen)
   assert (step, data) == (3, ({"next_index": 17, "nested": [1, "a"]}, 1))
   jax.tree.map(np.testing.assert_array_equal, _host(state), _host(restored))
   for a, r in zip(jax.tree.leaves(abstract), jax.tree.leaves(restored), strict=True):
@@ -73,10 +73,11 @@ def test_saving_is_not_disturbed_by_the_donation_that_follows(store, mesh):
   state, abstract = _state(mesh)
   before = _host(state)
   change = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7, s), donate_argnums=0)
+  frozen = jax.tree.map(jnp.copy, state.frozen)
   store.save(1, state, b"bytes too")
   for _ in range(5):
     state = change(state)
-  _, restored, data = store.restore(abstract)  # waits for the save
+  _, restored, data = store.restore(abstract, frozen)  # waits for the save
   jax.tree.map(np.testing.assert_array_equal, before, _host(restored))
   assert data.state == b"bytes too"
 
@@ -111,23 +112,38 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, m
   store.close()
   _damage(tmp_path / "checkpoints" / "2", how)
   store = checkpoint.Checkpoints(tmp_path)
-  step, restored, data = store.restore(abstract)
+  step, restored, data = store.restore(abstract, old.frozen)
   assert (step, data.state) == (1, "old")
   jax.tree.map(np.testing.assert_array_equal, _host(old), _host(restored))
   assert "checkpoint 2 is damaged" in capsys.readouterr().err
   assert (tmp_path / "damaged" / "2").is_dir() and store.latest == 1
   store.save(2, new, "again")  # the step can be saved anew
   store.wait()
-  assert store.restore(abstract)[2].state == "again"
+  assert store.restore(abstract, old.frozen)[2].state == "again"
   _damage(tmp_path / "checkpoints" / "2", how)
   _damage(tmp_path / "checkpoints" / "1", how)
   with pytest.raises(UserError, match="No checkpoint in .* can be read"):
-    store.restore(abstract)
+    store.restore(abstract, old.frozen)
+
+
+def test_frozen_weights_are_left_out_and_must_be_the_same_again(store, mesh, tmp_path):
+  state, abstract = _state(mesh)
+  large = jax.random.randint(jax.random.key(0), (1 << 22,), -128, 128, jnp.int8)
+  frozen = state.frozen | {"int8": large}
+  store.save(1, state.replace(frozen=frozen), None)
+  store.wait()
+  assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) < large.size / 2
+  with pytest.raises(UserError, match="was made with other frozen weights"):
+    store.restore(abstract, frozen | {"int8": large.at[3].add(1)})
+  restored = store.restore(abstract, frozen)[1]
+  assert restored.frozen["int8"] is large
+  assert store.latest == 1  # and not set aside
 
 
 def test_nothing_to_restore(store, mesh):
   assert store.latest is None
-  assert store.restore(_state(mesh)[1]) is None
+  state, abstract = _state(mesh)
+  assert store.restore(abstract, state.frozen) is None
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(
@@ -153,7 +169,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(
     store.save(3, state, "fails in the background")
     with pytest.raises(UserError, match="is full"):
       store.wait()
-  assert store.restore(abstract)[2].state == "kept"
+  assert store.restore(abstract, state.frozen)[2].state == "kept"
 
 
 CONFIG = {"seed": 1, "optim": {"lr": 1e-3}, "train": {"steps": 10, "keep": 2}, "widths": (1, 2)}

@@ -25,12 +25,16 @@ def saved(workdir, made=fake_recipe.Recipe) -> dict[str, np.ndarray]:
   recipe = made(fake_recipe.get_config(**config["train"]))
   params = jax.eval_shape(recipe.init, jax.random.key(0))
   optimizer = optim.build(config["optim"], params, config["train"]["steps"], recipe.trainable)
-  abstract = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)
+  follow = hasattr(recipe, "after")
+  abstract = jax.eval_shape(lambda p: TrainState.create(p, optimizer, follow), params)
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = jax.tree.map(
     lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), abstract
   )
-  restored = store.restore(abstract)
+  frozen = {name: None for name in params}
+  if not follow:
+    frozen["frozen"] = jnp.arange(5, dtype=jnp.int8)
+  restored = store.restore(abstract, frozen)
   store.close()
   assert restored is not None
   leaves = jax.tree_util.tree_leaves_with_path(restored[1])
