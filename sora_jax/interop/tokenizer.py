@@ -64,7 +64,7 @@ def clean_prompt(text: str) -> str:
   if importlib.util.find_spec("ftfy"):
     text = importlib.import_module("ftfy").fix_text(text)
   text = html.unescape(html.unescape(text)).strip()
-  return re.sub(r"\s+", " ", text).strip()  # not `split`, to which more is white space
+  return re.sub(r"[^\S\x1c-\x1f]+", " ", text).strip()  # Unicode's White_Space, so not `re`'s
 
 
 def read(folder: Path) -> Tokenizer:
