@@ -33,7 +33,7 @@ ODD = [
   "<extra_id_0>", " <extra_id_99> ", "&amp;", "&amp;lt;b&gt;", "&nbsp;",
   "👩‍👩‍👧‍👦", "🇩🇪", "e\u0301", "ﬁ",
   "don’t", "3.14", "A", "straße", "一只猫", "ภาษาไทย", "नमस्ते", "שלום", "مرحبا", "안녕하세요",
-  "こんにちは",
+  "こんにちは", " <video>",
 ]  # fmt: skip
 EDGES = [
   "",
@@ -97,7 +97,8 @@ def write_unigram_with_old_settings(folder: Path) -> None:
   named = {"content": "</s>", "lstrip": False, "normalized": False, "rstrip": True}
   special = dict(eos_token=named, unk_token="<unk>", pad_token="<pad>")
   (folder / "special_tokens_map.json").write_text(json.dumps(special))
-  settings = dict(tokenizer_class="T5Tokenizer", extra_ids=30)
+  extra = ["<extra_id_0>", "<video>"]
+  settings = dict(tokenizer_class="T5Tokenizer", extra_ids=30, additional_special_tokens=extra)
   (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
