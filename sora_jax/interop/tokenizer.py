@@ -14,6 +14,7 @@ import html
 import importlib
 import importlib.util
 import json
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -67,7 +68,8 @@ def clean_prompt(text: str) -> str:
   """
   if importlib.util.find_spec("ftfy"):
     text = importlib.import_module("ftfy").fix_text(text)
-  return " ".join(html.unescape(html.unescape(text)).split())
+  text = html.unescape(html.unescape(text)).strip()
+  return re.sub(r"[^\S\x1c-\x1f]+", " ", text).strip()  # Unicode's White_Space, so not `re`'s
 
 
 def read(folder: Path) -> Tokenizer:

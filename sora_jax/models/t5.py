@@ -67,7 +67,8 @@ class T5Encoder(nn.Module):
     place = np.arange(pieces.shape[1])
     rows = relative_buckets(place - place[:, None], self.buckets, self.distance)
 
-    x = jnp.take(table, pieces, axis=0).astype(jnp.float32)
+    # The table is large and the pieces are few: each device looks all of them up in its part.
+    x = constrain(jnp.take(table, pieces, axis=0).astype(jnp.float32), "rows")
     blocks = nn.scan(
       nn.remat(Block, prevent_cse=False) if self.remat else Block,
       variable_axes={"params": 0},

@@ -20,7 +20,7 @@ XXL = dict(d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
 ROWS = {"t5": 32128, "umt5": 256384}
 
 
-def random_reference(family: str, seed: int, **fixed):
+def random_reference(family: str, seed: int, noise: float = 0.2, **fixed):
   rng = np.random.default_rng(seed)
   config, model = CLASSES[family]
   size = lambda low, high: int(rng.integers(low, high))  # noqa: E731
@@ -34,7 +34,8 @@ def random_reference(family: str, seed: int, **fixed):
   reference = model(config(**sizes | fixed)).eval()
   with torch.no_grad():
     for parameter in reference.parameters():
-      parameter.mul_(0.3 if parameter.std() > 0.5 else 1.0).add_(0.2 * torch.randn_like(parameter))
+      parameter.mul_(0.3 if parameter.std() > 0.5 else 1.0)
+      parameter.add_(noise * torch.randn_like(parameter))
   return reference
 
 
@@ -121,17 +122,19 @@ def test_gradients_match_reference(family, rng):
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_bfloat16_is_as_exact_as_the_reference(family):
-  ours, theirs = [], []
+  ratios = []
   for seed in range(4):
     rng = np.random.default_rng(seed)
-    reference = random_reference(family, seed, d_model=48, d_ff=64, num_layers=3)
+    # Little noise: sharp attention would magnify rounding, theirs or ours by chance.
+    reference = random_reference(family, seed, 0.05, d_model=48, d_ff=64, num_layers=3)
     pieces, ids = prompts_of(rng, reference.config.vocab_size, [40, 25])
     encoder, params = ported(reference.to(torch.bfloat16).float())
     exact = states_of(reference, pieces, ids)
-    theirs.append(apart(states_of(reference.to(torch.bfloat16), pieces, ids), exact))
-    ours.append(apart(encode(encoder.clone(dtype=jnp.bfloat16), params, pieces, ids), exact))
-  assert np.all(np.array(ours) < 0.05)
-  assert np.mean(ours) <= 1.2 * np.mean(theirs), (ours, theirs)
+    theirs = apart(states_of(reference.to(torch.bfloat16), pieces, ids), exact)
+    ours = apart(encode(encoder.clone(dtype=jnp.bfloat16), params, pieces, ids), exact)
+    assert 1e-4 < ours < 0.05
+    ratios.append(ours / theirs)
+  assert np.exp(np.mean(np.log(ratios))) <= 1.2 and max(ratios) <= 1.5, ratios
 
 
 @pytest.mark.parametrize("family", CLASSES)

@@ -24,13 +24,16 @@ SCRIPTS = [
   (0x1200, 0x135A), (0x1780, 0x17DD), (0x1E00, 0x1EFF), (0x2000, 0x206F), (0x2100, 0x214F),
   (0x2190, 0x22FF), (0x2581, 0x2588), (0x3000, 0x30FF), (0x3300, 0x33FF), (0x4E00, 0x9FA5),
   (0xAC00, 0xD7A3), (0xE000, 0xE010), (0xFB00, 0xFB06), (0xFE00, 0xFE0F), (0xFF01, 0xFF9D),
-  (0x1D400, 0x1D4FF), (0x1F300, 0x1F64F), (0x1F900, 0x1F9FF), (0x20000, 0x20100), (0xE0020, 0xE007F),
+  (0x1D400, 0x1D4FF), (0x1F300, 0x1F64F), (0x1F900, 0x1F9FF), (0x20000, 0x20100),
+  (0xE0020, 0xE007F),
 ]  # fmt: skip
 ODD = [
   *"\t\n\r\v\f\x00\x01\x07\x1b\x1c\x7f\x85\xa0\xad\u1680\u180e\u200b\u200d\u2028\u202f\u2060\u3000",
   "\ufeff", "\ufffd", "  ", "   ", " \n ", "▁", "▁▁", "</s>", "<pad>", "<unk>", "<s>", "<0x0A>",
-  "<extra_id_0>", " <extra_id_99> ", "&amp;", "&amp;lt;b&gt;", "&nbsp;", "👩‍👩‍👧‍👦", "🇩🇪", "e\u0301", "ﬁ",
-  "don’t", "3.14", "A", "straße", "一只猫", "ภาษาไทย", "नमस्ते", "שלום", "مرحبا", "안녕하세요", "こんにちは",
+  "<extra_id_0>", " <extra_id_99> ", "&amp;", "&amp;lt;b&gt;", "&nbsp;",
+  "👩‍👩‍👧‍👦", "🇩🇪", "e\u0301", "ﬁ",
+  "don’t", "3.14", "A", "straße", "一只猫", "ภาษาไทย", "नमस्ते", "שלום", "مرحبا", "안녕하세요",
+  "こんにちは", " <video>",
 ]  # fmt: skip
 EDGES = [
   "",
@@ -68,7 +71,7 @@ STRINGS = strings()
 
 def corpus():
   rng = np.random.default_rng(8)
-  vocabulary = words(rng, 300, SCRIPTS[:14] + SCRIPTS[19:23]) + [
+  vocabulary = words(rng, 150, SCRIPTS[:14] + SCRIPTS[19:23]) + [
     "a",
     "red",
     "ball",
@@ -94,7 +97,8 @@ def write_unigram_with_old_settings(folder: Path) -> None:
   named = {"content": "</s>", "lstrip": False, "normalized": False, "rstrip": True}
   special = dict(eos_token=named, unk_token="<unk>", pad_token="<pad>")
   (folder / "special_tokens_map.json").write_text(json.dumps(special))
-  settings = dict(tokenizer_class="T5Tokenizer", extra_ids=30)
+  extra = ["<extra_id_0>", "<video>"]
+  settings = dict(tokenizer_class="T5Tokenizer", extra_ids=30, additional_special_tokens=extra)
   (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
