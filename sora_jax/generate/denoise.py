@@ -154,7 +154,8 @@ class Denoiser:
     latent = known.shape
     table = self.table(latent, window.strength)
     with jax.set_mesh(mesh):  # a prompt is read once, not by each piece of the loop
-      read = [read_prompts(self.text, self.params["text"], batch) for batch in batches]
+      used = batches[: 1 + guidance.active]
+      read = [read_prompts(self.text, self.params["text"], batch) for batch in used]
     values = sharding.place(batches[0]["values"], "tokens", mesh)
     carry = jax.device_put(solvers.start(values), values.sharding)
     parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
