@@ -162,7 +162,8 @@ class Denoiser:
     latent = known.shape
     table = self.table(latent, window.strength)
     with jax.set_mesh(mesh):  # a prompt is read once, not by each piece of the loop
-      read = [read_prompts(self.text, self.params["text"], batch) for batch in batches]
+      used = batches[: 1 + guidance.active]
+      read = [read_prompts(self.text, self.params["text"], batch) for batch in used]
     values = sharding.place(batches[0]["values"], "tokens", mesh)
     memory = None
     if self.request["cache"]:

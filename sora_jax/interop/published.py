@@ -80,10 +80,10 @@ class Component:
       dtype, place = like[path].dtype, places[path]
       own = np.array(array, dtype, order="C")  # not the file's own pages
       if layer is None:
-        flat[path] = jax.block_until_ready(jax.device_put(own, place))
+        flat[path] = jax.block_until_ready(jax.device_put(own, place, may_alias=False))
         continue
       if layer == 0:
-        flat[path] = _blank(like[path].shape, dtype, place)
+        flat[path] = jnp.zeros(like[path].shape, dtype, device=place)
       part = NamedSharding(mesh, P(*place.spec[1:]))
       flat[path] = jax.block_until_ready(_put(flat[path], jax.device_put(own, part), layer))
     return names.unflatten(flat)
@@ -167,9 +167,5 @@ def own(module: Any, shapes: Params, tensors: Mapping[str, np.ndarray]) -> Compo
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
+def _put(stack: jax.Array, layer: jax.Array, index: int | jax.Array) -> jax.Array:
   return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
-
-
-def _blank(shape: tuple[int, ...], dtype: Any, place: NamedSharding) -> jax.Array:
-  return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
