@@ -35,6 +35,7 @@ class Rule:
     ours: our path, joined by "/".
     to_ours, to_theirs: layout changes of one layer's array, inverse to one another.
     layers: how many are stacked; 0 is one tensor that is not.
+    copies: the layers' tensors are copies of one, and ours is that one, not stacked.
   """
 
   theirs: str
@@ -42,6 +43,7 @@ class Rule:
   to_ours: Callable[[np.ndarray], np.ndarray] = lambda x: x
   to_theirs: Callable[[np.ndarray], np.ndarray] = lambda x: x
   layers: int = 0
+  copies: bool = False
 
   @property
   def names(self) -> list[str]:
@@ -62,9 +64,9 @@ def norm(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
   return [scale, Rule(f"{theirs}.bias", f"{ours}/bias")] if bias else [scale]
 
 
-def stacked(layers: int, rules: Iterable[Rule]) -> list[Rule]:
-  """The rules of one layer, for all `layers` of them."""
-  return [dataclasses.replace(rule, layers=layers) for rule in rules]
+def stacked(layers: int, rules: Iterable[Rule], copies: bool = False) -> list[Rule]:
+  """The rules of one layer, for all `layers` of them; `copies` as in `Rule`."""
+  return [dataclasses.replace(rule, layers=layers, copies=copies) for rule in rules]
 
 
 def stream(
@@ -77,7 +79,7 @@ def stream(
 
   Raises:
     UserError: before anything is read, if a tensor is missing or left over; and if one has another
-      shape than the model.
+      shape than the model, or copies differ.
   """
   wanted = [name for rule in rules for name in rule.names]
   if missing := [name for name in wanted if name not in tensors]:
@@ -86,14 +88,30 @@ def stream(
     raise UserError(f"The weights hold a tensor no rule knows, {min(left)}: of another model.")
   like = flatten(shapes)
   for rule in rules:
-    arrays = [rule.to_ours(tensors[name]) for name in rule.names]
-    array = np.stack(arrays) if rule.layers else arrays[0]
+    array = _copied(tensors, rule) if rule.copies else _stacked(tensors, rule)
     if array.shape != (shape := tuple(like[rule.ours].shape)):
       raise UserError(
         f"The tensor {rule.names[0]} makes {rule.ours} of shape {array.shape} where the config "
         f"asks for {shape}: they are of another model."
       )
     yield rule.ours, array
+
+
+def _stacked(tensors: Mapping[str, np.ndarray], rule: Rule) -> np.ndarray:
+  arrays = [rule.to_ours(tensors[name]) for name in rule.names]
+  return np.stack(arrays) if rule.layers else arrays[0]
+
+
+def _copied(tensors: Mapping[str, np.ndarray], rule: Rule) -> np.ndarray:
+  first, *others = rule.names
+  array = tensors[first]
+  for name in others:
+    if not np.array_equal(tensors[name], array):
+      raise UserError(
+        f"The tensors {first} and {name} differ where published weights hold copies of one: "
+        "these cannot be loaded."
+      )
+  return rule.to_ours(array)
 
 
 def to_ours(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shapes: Params) -> Params:
@@ -115,7 +133,7 @@ def to_theirs(params: Params, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
   out: dict[str, np.ndarray] = {}
   for rule in rules:
     array = np.asarray(flat[rule.ours])
-    layers = list(array) if rule.layers else [array]
+    layers = list(array) if rule.layers and not rule.copies else [array] * len(rule.names)
     out |= {n: rule.to_theirs(x) for n, x in zip(rule.names, layers, strict=True)}
   return out
 

@@ -15,9 +15,15 @@ from sora_jax.parallel.sharding import constrain, gather
 from sora_jax.typing import Array, Float, Int
 
 
-def sinusoid(x: Float[Array, "*b"], width: int, max_period: float = 10_000.0) -> Array:
-  """Sinusoidal features of scalars, cosines first (Ho et al. 2020; Wan's order)."""
-  freqs = jnp.exp(-math.log(max_period) * jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
+def sinusoid(
+  x: Float[Array, "*b"], width: int, max_period: float = 10_000.0, shift: int = 0
+) -> Array:
+  """Sinusoidal features of scalars, cosines first (Ho et al. 2020; Wan's order).
+
+  With `shift` 1 the last frequency is 1 / max_period; with 0 the one after the last would be.
+  """
+  steps = jnp.arange(width // 2, dtype=jnp.float32) / (width // 2 - shift)
+  freqs = jnp.exp(-math.log(max_period) * steps)
   angles = x[..., None].astype(jnp.float32) * freqs
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -77,7 +83,8 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head attention with RMS-normalised queries and keys (over the full width, as in Wan).
+  """Multi-head attention, by default with RMS-normalised queries and keys (over the full width, as
+  in Wan).
 
   `source` and its ids make it cross-attention; `angles` switch on rotary embeddings; `kernel` is
   one of `parallel.attention.KERNELS`, or "auto", and `ulysses` as in its `attend`.
@@ -89,6 +96,7 @@ class Attention(nn.Module):
   dtype: Any = None
   kernel: str = "auto"
   ulysses: int = 0
+  qk_norm: bool = True
 
   @nn.compact
   def __call__(
@@ -104,9 +112,9 @@ class Attention(nn.Module):
     source = x if source is None else source
     source_ids = ids if source_ids is None else source_ids
     dense = lambda name: Dense(self.width, dtype=self.dtype, name=name)  # noqa: E731
-    q = RMSNorm(self.eps, name="q_norm")(dense("q")(x))
-    k = RMSNorm(self.eps, name="k_norm")(dense("k")(source))
-    v = dense("v")(source)
+    q, k, v = dense("q")(x), dense("k")(source), dense("v")(source)
+    if self.qk_norm:
+      q, k = RMSNorm(self.eps, name="q_norm")(q), RMSNorm(self.eps, name="k_norm")(k)
     if angles is not None:
       q, k = rotate(q, angles), rotate(k, angles)
     q, k, v = (constrain(y, "hidden") for y in (q, k, v))
