@@ -167,7 +167,7 @@ def build_recipe(config: ConfigDict) -> Recipe:
   except ModuleNotFoundError as e:
     if e.name != name:
       raise
-    raise UserError(f"There is no recipe {config.recipe!r}; there are vae and t2v.") from None
+    raise UserError(f"There is no recipe {config.recipe!r}; there are vae, t2v and dit.") from None
   return module.build(config)
 
 
