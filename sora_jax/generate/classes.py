@@ -6,6 +6,7 @@ classes -> noise -> DiT, guided, over the steps of a chain -> decoder -> uint8 i
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,8 @@ class ClassModel:
     found = []
     for one in classes:
       if isinstance(one, str) and one not in names:
-        raise UserError(f"There is no class {one!r}{config_lib.nearest(one, names)}.")
+        known = names if len(names) <= 100 else difflib.get_close_matches(one, names, n=1)
+        raise UserError(f"There is no class {one!r}{config_lib.nearest(one, known)}.")
       number = names[one] if isinstance(one, str) else one
       if not 0 <= number < len(self.classes):
         raise UserError(f"There is no class {number}: there are 0 to {len(self.classes) - 1}.")
