@@ -54,3 +54,17 @@ class Guidance:
 
 def _std(x: Float[Array, "b n p"], where: Bool[Array, "b n"]) -> Float[Array, "b 1 1"]:
   return jnp.std(x, axis=(1, 2), where=where[..., None], keepdims=True)
+
+
+def guide_channels(
+  conditional: Float[Array, "b *s c"],
+  unconditional: Float[Array, "b *s c"],
+  scale: float,
+  channels: int,
+) -> Float[Array, "b *s c"]:
+  """Guides the first channels of a prediction; the others are the conditional ones.
+
+  DiT's own code guides 3 of 4 latent channels, diffusers' pipeline all 4; the variance neither.
+  """
+  guided = unconditional + scale * (conditional - unconditional)
+  return jnp.concatenate([guided[..., :channels], conditional[..., channels:]], axis=-1)

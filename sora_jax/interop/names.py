@@ -35,6 +35,7 @@ class Rule:
     ours: our path, joined by "/".
     to_ours, to_theirs: layout changes of one layer's array, inverse to one another.
     layers: how many are stacked; 0 is one tensor that is not.
+    copies: the layers' tensors are copies of one, and ours is that one, not stacked.
     tied: further names that the tensor (not a stacked one) may have. A file holds it under one of
       them or under several, and we write the first.
   """
@@ -44,7 +45,13 @@ class Rule:
   to_ours: Callable[[np.ndarray], np.ndarray] = lambda x: x
   to_theirs: Callable[[np.ndarray], np.ndarray] = lambda x: x
   layers: int = 0
+  copies: bool = False
   tied: tuple[str, ...] = ()
+
+  @property
+  def stacked(self) -> bool:
+    """Whether our array has an axis of layers."""
+    return self.layers > 0 and not self.copies
 
   @property
   def names(self) -> list[str]:
@@ -65,9 +72,9 @@ def norm(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
   return [scale, Rule(f"{theirs}.bias", f"{ours}/bias")] if bias else [scale]
 
 
-def stacked(layers: int, rules: Iterable[Rule]) -> list[Rule]:
-  """The rules of one layer, for all `layers` of them."""
-  return [dataclasses.replace(rule, layers=layers) for rule in rules]
+def stacked(layers: int, rules: Iterable[Rule], copies: bool = False) -> list[Rule]:
+  """The rules of one layer, for all `layers` of them; `copies` as in `Rule`."""
+  return [dataclasses.replace(rule, layers=layers, copies=copies) for rule in rules]
 
 
 def found(tensors: Mapping[str, Any], rules: Sequence[Rule]) -> list[list[str]]:
@@ -100,24 +107,24 @@ def pieces(
 
   Raises:
     UserError: a tensor is missing or left over, has another shape than the model, or other values
-      than one that it is tied to.
+      than one that it should be the same as.
   """
   held = found(tensors, rules)
   like = flatten(shapes)
   for rule, names in zip(rules, held, strict=True):
     shape = tuple(like[rule.ours].shape)
-    for other in names[1:] if rule.tied else ():
+    for other in () if rule.stacked else names[1:]:
       if not np.array_equal(tensors[names[0]], tensors[other]):
         raise UserError(f"The tensors {names[0]} and {other} should be the same and are not.")
-    for layer, name in enumerate(names[:1] if rule.tied else names):
+    for layer, name in enumerate(names if rule.stacked else names[:1]):
       array = rule.to_ours(tensors[name])
-      if array.shape != shape[1 if rule.layers else 0 :]:
-        made = (rule.layers, *array.shape) if rule.layers else array.shape
+      if array.shape != shape[1 if rule.stacked else 0 :]:
+        made = (rule.layers, *array.shape) if rule.stacked else array.shape
         raise UserError(
           f"The tensor {name} makes {rule.ours} of shape {made} where the config "
           f"asks for {shape}: they are of another model."
         )
-      yield rule.ours, layer if rule.layers else None, array
+      yield rule.ours, layer if rule.stacked else None, array
 
 
 def stream(
@@ -167,7 +174,7 @@ def stream_back(flat: Mapping[str, Any], rules: Sequence[Rule]) -> Iterator[tupl
     raise UserError(f"The parameter {min(lacking)} is missing.")
   for rule in rules:
     array = np.asarray(flat[rule.ours])
-    layers = array if rule.layers else [array]
+    layers = array if rule.stacked else [array] * len(rule.names)
     for name, layer in zip(rule.names, layers, strict=True):
       yield name, rule.to_theirs(layer)
 

@@ -16,9 +16,15 @@ from sora_jax.parallel.sharding import constrain, gather
 from sora_jax.typing import Array, Float, Int, Params
 
 
-def sinusoid(x: Float[Array, "*b"], width: int, max_period: float = 10_000.0) -> Array:
-  """Sinusoidal features of scalars, cosines first (Ho et al. 2020; Wan's order)."""
-  freqs = jnp.exp(-math.log(max_period) * jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
+def sinusoid(
+  x: Float[Array, "*b"], width: int, max_period: float = 10_000.0, shift: int = 0
+) -> Array:
+  """Sinusoidal features of scalars, cosines first (Ho et al. 2020; Wan's order).
+
+  With `shift` 1 the last frequency is 1 / max_period; with 0 the one after the last would be.
+  """
+  steps = jnp.arange(width // 2, dtype=jnp.float32) / (width // 2 - shift)
+  freqs = jnp.exp(-math.log(max_period) * steps)
   angles = x[..., None].astype(jnp.float32) * freqs
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -93,7 +99,8 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head attention with RMS-normalised queries and keys (over the full width, as in Wan).
+  """Multi-head attention, by default with RMS-normalised queries and keys (over the full width, as
+  in Wan).
 
   `source` and its ids make it cross-attention; `angles` switch on rotary embeddings, `paired` as in
   `rotate`; `kernel` is one of `parallel.attention.KERNELS`, or "auto", and `ulysses` as in its

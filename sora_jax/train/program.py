@@ -171,9 +171,8 @@ def build_recipe(config: ConfigDict) -> Recipe:
   except ModuleNotFoundError as e:
     if e.name != name:
       raise
-    raise UserError(
-      f"There is no recipe {config.recipe!r}; there are vae, t2v and vjepa."
-    ) from None
+    known = "vae, t2v, dit, vjepa and oracle"
+    raise UserError(f"There is no recipe {config.recipe!r}; there are {known}.") from None
   return module.build(config)
 
 

@@ -1,0 +1,62 @@
+"""What a published DiT folder says beside its networks: scheduler settings and names of classes.
+
+The folder is diffusers' `DiTPipeline`: model_index.json, transformer/, vae/ and scheduler/. That
+pipeline guides all latent channels and never uses the learned variance; DiT's own code guides the
+first three and does use it (`generate.classes.Sampling` can be told either).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sora_jax.errors import UserError
+
+NAME = "DiTPipeline"
+SCHEDULERS = {"DDIMScheduler": "ddim", "DDPMScheduler": "ddpm"}
+STEPS, GUIDANCE = 50, 4.0  # of a request that says nothing, there
+
+# What a scheduler can be told and we do not compute otherwise.
+_FIXED = dict(
+  beta_schedule="linear", prediction_type="epsilon", thresholding=False, clip_sample=False,
+  trained_betas=None, rescale_betas_zero_snr=False, set_alpha_to_one=True, steps_offset=0,
+)  # fmt: skip
+# What diffusers takes where a config.json says nothing.
+_DEFAULTS = dict(clip_sample=True)
+
+
+def class_names(index: Mapping[str, Any], count: int) -> tuple[str, ...]:
+  """The `count` names of model_index.json's `id2label`, or numbers where it has none."""
+  labels = index.get("id2label") or {}
+  return tuple(str(labels.get(str(i), i)) for i in range(count))
+
+
+def process(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+  """Arguments of `Chain.linear`, from scheduler_config.json."""
+  return dict(
+    steps=scheduler.get("num_train_timesteps", 1000),
+    low=scheduler.get("beta_start", 1e-4),
+    high=scheduler.get("beta_end", 0.02),
+  )
+
+
+def sampling(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of `generate.classes.Sampling` with which it samples as the pipeline does.
+
+  Raises:
+    UserError: a scheduler that cannot be computed, with the setting that it is about.
+  """
+  name = scheduler["_class_name"]
+  if name not in SCHEDULERS:
+    raise UserError(f"The scheduler {name} is not known for DiT: use {' or '.join(SCHEDULERS)}.")
+  for key, value in _FIXED.items():
+    found = scheduler.get(key, _DEFAULTS.get(key, value))
+    if found != value:
+      raise UserError(f"This {name} has {key}={found!r}; only {value!r} can be computed for DiT.")
+  spacing = scheduler.get("timestep_spacing", "leading")
+  if name == "DDIMScheduler" and spacing == "linspace":
+    # There the last step of a stride is not the one before: steps would not meet.
+    raise UserError(f"This {name} has timestep_spacing='linspace'; use 'leading' or 'trailing'.")
+  return dict(
+    sampler=SCHEDULERS[name], steps=STEPS, guidance=GUIDANCE, spacing=spacing, variance="small"
+  )
