@@ -27,7 +27,8 @@ from sora_jax.diffusion.guidance import guide_channels
 from sora_jax.diffusion.time import schedule
 from sora_jax.errors import UserError
 from sora_jax.generate.codec import Codec
-from sora_jax.interop import dit_pipeline, native
+from sora_jax.interop import dit_pipeline, hub, native, pipelines, published
+from sora_jax.interop.folders import read_json
 from sora_jax.models.conv import normal
 from sora_jax.models.dit_class import ClassDiT
 from sora_jax.models.image_vae import ImageVAE, decode_images
@@ -192,15 +193,39 @@ class ClassModel:
       return to_uint8(_decode(self.vae, self.params["vae"], latents))
 
 
+def holds(name: str | os.PathLike[str]) -> bool:
+  """Whether a model makes images of classes, not videos of prompts. Names as for `load`.
+
+  Raises:
+    UserError: there is none.
+  """
+  folder = hub.find(name)
+  if (index := folder / pipelines.INDEX).is_file():
+    return read_json(index).get("_class_name") == dit_pipeline.NAME
+  return "classes" in native.read_config(folder)
+
+
 def load(name: str | os.PathLike[str]) -> ClassModel:
-  """Loads a checkpoint that training exported: a folder, or a shipped name.
+  """Loads a model of classes: a folder of ours or in the hub's layout, or `hf:ORG/NAME`.
 
   Raises:
     UserError: there is none, or it makes no images of classes, or it is damaged.
   """
-  folder = native.find(name)
+  folder = hub.find(name)
+  if not holds(name):
+    raise UserError(f"The model {folder} is not one of classes.")
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  if (folder / pipelines.INDEX).is_file():
+    dit, vae = (published.read_component(folder / part) for part in ("transformer", "vae"))
+    return from_pipeline(
+      read_json(folder / pipelines.INDEX),
+      read_json(folder / "scheduler" / "scheduler_config.json"),
+      dit.module,
+      vae.module,
+      {"dit": dit.place(mesh), "vae": vae.place(mesh)},
+    )
   config = native.read_config(folder)
-  if lacking := {"vae", "transformer", "classes", "process", "sampling"} - config.keys():
+  if lacking := {"vae", "transformer", "process", "sampling"} - config.keys():
     raise UserError(f"The checkpoint {folder} has no {min(lacking)}: it is not one of classes.")
   vae, vae_params = native.load_vae(folder)
   params = {"vae": vae_params, **native.read_component(folder, "transformer")}

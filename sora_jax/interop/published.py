@@ -21,7 +21,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sora_jax.errors import UserError
-from sora_jax.interop import names, t5, wan_dit, wan_vae
+from sora_jax.interop import (
+  dit_xl,
+  names,
+  sd_vae,
+  t5,
+  vjepa2,
+  vjepa2_classifier,
+  wan_dit,
+  wan_vae,
+)
 from sora_jax.interop.folders import read_json
 from sora_jax.interop.names import Rule
 from sora_jax.interop.shards import Weights
@@ -29,7 +38,9 @@ from sora_jax.parallel import sharding
 from sora_jax.typing import Params
 
 LARGE = 2**28  # bytes
-MODULES: tuple[ModuleType, ...] = (wan_dit, wan_vae, t5)
+MODULES: tuple[ModuleType, ...] = (
+  wan_dit, wan_vae, t5, dit_xl, sd_vae, vjepa2, vjepa2_classifier
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
