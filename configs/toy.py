@@ -15,6 +15,11 @@ On your own videos (mp4 files with captions in .txt files beside them):
 
 (or hold out a folder: `--config.data.validation.sources.folder.path`, and the weights alike).
 
+What `toy` makes is decided at high noise, and its detail at low noise, where a second transformer,
+begun from the first one's weights, works on single latents instead of patches of 2x2:
+
+  sora-jax train --config=configs/toy.py:low --workdir runs/low
+
 All sizes and lengths share packed sequences (`:square` has 64x64 alone, and no loops); a shape is
 switched off by its share, for example `--config.data.shapes.huge.share=0`.
 """
@@ -42,7 +47,7 @@ SHAPES = {
 
 
 def get_config(arg: str = "mixed") -> ConfigDict:
-  """`mixed` (the default), `square`, or `smoke`: seconds on a CPU, with the shipped autoencoder."""
+  """`mixed` (the default), `square`, `low`, or `smoke`: seconds, with the shipped autoencoder."""
   config = ConfigDict(dict(
     recipe="t2v",
     seed=0,
@@ -59,7 +64,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
       images=0.3,
       text_dropout=0.1,
     ),
-    levels=dict(mean=0.0, std=1.0, shift=2.0, reference_tokens=80, uniform=0.1),
+    levels=dict(mean=0.0, std=1.0, shift=2.0, reference_tokens=80, uniform=0.1, highest=1.0),
     packing=dict(length=512, cond_rows=32, text_length=160),
     data=dict(
       cache="data/latents",
@@ -118,6 +123,18 @@ def get_config(arg: str = "mixed") -> ConfigDict:
       shape.share = float(name == "square")
     config.packing.update(length=160, cond_rows=16, text_length=80)
     config.data.samples, config.train.batch_size = 38, 14
+  elif arg == "low":
+    del config.text  # read by the first transformer's encoder, which stays as it is
+    config.text_from = config.init_from = "toy"
+    config.model.split = True
+    config.levels.update(shift=1.0, highest=0.65)
+    small = dict(square=0.5, wide=0.13, tall=0.13, strip=0.07, column=0.07, small=0.06)
+    for name, shape in config.data.shapes.items():
+      shape.share = small.get(name, 0.0)
+    config.packing.update(length=192, cond_rows=20, text_length=100)
+    config.data.samples, config.train.batch_size = 26, 10
+    config.optim.update(lr=1.2e-3, warmup=20, ema_decay=0.98)
+    config.train.update(steps=200, checkpoint_every=50, preview_every=0, validate_every=0)
   elif arg != "mixed":
-    raise ValueError(f"configs/toy.py takes mixed, square or smoke, not {arg!r}")
+    raise ValueError(f"configs/toy.py takes mixed, square, low or smoke, not {arg!r}")
   return config

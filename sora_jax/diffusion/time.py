@@ -23,6 +23,7 @@ class LevelSampler:
     shift: the shift a at `reference_tokens` tokens.
     reference_tokens: the number of tokens `shift` was chosen for; None: for any number.
     uniform: fraction of samples whose level is uniform instead, so that both ends are visited.
+    highest: no level is above it; less than 1 for a transformer of low noise alone.
   """
 
   mean: float = 0.0
@@ -30,6 +31,7 @@ class LevelSampler:
   shift: float = 1.0
   reference_tokens: int | None = 80
   uniform: float = 0.1
+  highest: float = 1.0
 
   def shift_for(self, tokens: int) -> float:
     """The shift for a sample of so many tokens."""
@@ -40,7 +42,8 @@ class LevelSampler:
     logistic = 1 / (1 + np.exp(-rng.normal(self.mean, self.std, count)))
     flat = rng.random(count)
     t = np.where(rng.random(count) < self.uniform, flat, logistic)
-    return np.clip(shift_levels(t, self.shift_for(tokens)), 1e-3, 1.0).astype(np.float32)
+    t = self.highest * shift_levels(t, self.shift_for(tokens))
+    return np.clip(t, 1e-3, 1.0).astype(np.float32)
 
 
 def schedule(

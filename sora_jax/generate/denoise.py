@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from sora_jax.diffusion.conditioning import TIME_STRIDE, Stretch
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.diffusion.process import corrupt
 from sora_jax.diffusion.time import LevelSampler, schedule
+from sora_jax.errors import UserError
 from sora_jax.generate.story import Story
 from sora_jax.models.dit import DiT
 from sora_jax.models.patch import Patch, grid_shape, unpatchify
@@ -38,10 +39,11 @@ MAX_PARTS = 6  # pieces the sampler's loop is cut into, for the progress bar
 #   shift, reference_tokens     of `diffusion.time.LevelSampler`
 #   reference_fps               the rate at which latent frames are one unit of time apart
 #   cache, residuals            threshold and curve of `diffusion.caching.reused`
+#   boundary                    levels below it are those of the second transformer, if there is one
 SAMPLING: dict[str, Any] = dict(
   sampler="dpm++", steps=30, guidance=3.0, guidance_rescale=0.0, guidance_interval=[0.0, 1.0],
   shift=1.0, reference_tokens=LevelSampler.reference_tokens, schedule={}, timesteps=0,
-  reference_fps=REFERENCE_FPS, cache=0.0, residuals=None,
+  reference_fps=REFERENCE_FPS, cache=0.0, residuals=None, boundary=0.0,
 )  # fmt: skip
 
 
@@ -69,7 +71,8 @@ class Window:
 class Denoiser:
   """Solves the flow ODE for windows, by a request's settings (a dict like `SAMPLING`, with fps).
 
-  On the mesh that `params` are on. The noise is the same on any.
+  On the mesh that `params` are on. The noise is the same on any. `low` is the transformer of noise
+  levels below the request's boundary, if there is one.
   """
 
   dit: DiT
@@ -77,6 +80,7 @@ class Denoiser:
   prompts: Prompts
   params: Params
   request: Mapping[str, Any]
+  low: DiT | None = None
 
   @property
   def rate(self) -> float:
@@ -108,6 +112,11 @@ class Denoiser:
     shift = shifts.shift_for(tokens)
     levels = schedule(request["steps"], shift, strength, **request["schedule"])
     table = solvers.table(request["sampler"], levels, request["timesteps"])
+    if request["cache"] and self.low:
+      raise UserError(
+        "Step caching knows the residuals of one transformer, and this model has a second one for "
+        "low noise: leave cache at 0."
+      )
     if request["cache"]:
       table[:, -1] = caching.reused(table[:, 0], request["residuals"], request["cache"])
     return table
@@ -168,16 +177,25 @@ class Denoiser:
     memory = None
     if self.request["cache"]:
       rows, width = (1 + guidance.active) * len(stories), self.dit.width
-      memory = jnp.zeros((rows, packer.length, width), self.dit.dtype or values.dtype)
+      shape = (rows, packer.length * self.dit.pieces, width)
+      memory = jnp.zeros(shape, self.dit.dtype or values.dtype)
     carry = jax.device_put(solvers.start(values, memory), values.sharding)
-    parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
-    for piece in np.split(table, parts):  # equal parts are one program; the bar moves in between
+    for name, piece in self._pieces(table):
+      dit = self.low if name == "low" else self.dit
       with jax.set_mesh(mesh):
-        carry = solve(self.dit, guidance, self.params["dit"], read, carry, piece)
+        carry = solve(dit, guidance, self.params[name], read, carry, piece)
       jax.block_until_ready(carry)
       bar.update(len(piece))
     grid = int(np.prod(grid_shape(latent, self.dit.patch)))
     return np.asarray(unpatchify(carry.y[:, :grid], latent, self.dit.patch))
+
+  def _pieces(self, table: Float[np.ndarray, "calls 10"]) -> Iterator[tuple[str, np.ndarray]]:
+    """The rows for each transformer; in equal parts, which are one program, for the bar to move."""
+    low = table[:, 1] < (self.request["boundary"] if self.low else 0.0)
+    for name, rows in (("dit", table[~low]), ("low", table[low])):
+      if len(rows):
+        parts = max(n for n in range(1, MAX_PARTS + 1) if len(rows) % n == 0)
+        yield from ((name, piece) for piece in np.split(rows, parts))
 
 
 def whole_patches(

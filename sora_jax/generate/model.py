@@ -41,8 +41,9 @@ class VideoModel:
 
   Attributes:
     vae, dit, text, prompts: the components.
-    params: weights of `vae`, `dit` and `text`. Videos are made on the mesh that these are on.
+    params: weights of each by name. Videos are made on the mesh that these are on.
     config: the checkpoint's config.json.
+    low: a second transformer for low noise, of which some models have one (as in Wan 2.2's A14B).
   """
 
   vae: VideoVAE
@@ -51,6 +52,7 @@ class VideoModel:
   prompts: Prompts
   params: Params
   config: Mapping[str, Any]
+  low: DiT | None = None
 
   def sample(
     self,
@@ -213,8 +215,8 @@ class VideoModel:
 
   def denoiser(self, request: Mapping[str, Any]) -> Denoiser:
     """The solver of a request (of `request`)."""
-    params = {name: self.params[name] for name in ("dit", "text")}
-    return Denoiser(self.dit, self.text, self.prompts, params, request)
+    params = {name: x for name, x in self.params.items() if name != "vae"}
+    return Denoiser(self.dit, self.text, self.prompts, params, request, self.low)
 
   def _stories(
     self, prompts: Sequence[str | Story], negative: str, canvas: Canvas | None
@@ -282,4 +284,5 @@ def load(
     prompts=parts.prompts,
     params={name: component.place(grid) for name, component in components.items()},
     config=parts.config,
+    low=components["low"].module if "low" in components else None,
   )

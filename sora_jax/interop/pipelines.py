@@ -2,6 +2,7 @@
 
 model_index.json      the pipeline's class, and the class of each component
 transformer/ vae/ text_encoder/       components (`published`)
+transformer_2/        a second transformer, for noise levels below `boundary_ratio`
 tokenizer/            a vocabulary (`tokenizer`)
 scheduler/            scheduler_config.json (`schedulers`)
 """
@@ -41,6 +42,7 @@ from sora_jax.typing import Params
 
 INDEX = "model_index.json"
 COMPONENTS = ("transformer", "vae", "text_encoder")
+SECOND = "transformer_2"
 
 # What the pipelines' own defaults are, where a repository does not say. `expand_timesteps` tells
 # Wan 2.2's 5B, which is published for another size and rate.
@@ -56,7 +58,7 @@ class Parts:
   """What `generate.model.VideoModel` is made of; weights are not read yet.
 
   Attributes:
-    components: `dit`, `vae` and `text`.
+    components: `dit`, `vae` and `text`, and perhaps `low`.
     prompts: the tokenizer. config: what our config.json says (`sampling`, `known_words`).
   """
 
@@ -99,6 +101,14 @@ def open_transformer(name: str | os.PathLike[str], dit: DiT) -> Component:
   return published.own(dit, wan_dit.shapes(dit), weights)
 
 
+def is_split(name: str | os.PathLike[str]) -> bool:
+  """Whether the transformer of a model works on single latents (`DiT.split`)."""
+  folder = hub.find(name)
+  if (folder / INDEX).is_file():
+    return False
+  return bool(native.read_config(folder)["transformer"].get("split"))
+
+
 def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
   """The autoencoder of a model in either layout, in float32.
 
@@ -122,11 +132,17 @@ def sampling_of(folder: Path) -> dict[str, Any]:
   index = read_json(folder / INDEX)
   if (kind := index.get("_class_name")) != "WanPipeline":
     raise UserError(f"{folder / INDEX} is a {kind}, which does not load here: WanPipeline does.")
-  if (index.get("transformer_2") or [None])[0]:
-    raise UserError(f"{folder} has two transformers, one for high noise: only one is supported.")
+  if has_second(folder) and not index.get("boundary_ratio"):
+    raise UserError(f"{folder / INDEX} has two transformers and no boundary_ratio between them.")
   file = folder / "scheduler" / "scheduler_config.json"
   defaults = WAN_5B if index.get("expand_timesteps") else WAN
-  return defaults | schedulers.from_config(read_json(file), file)
+  boundary = (index.get("boundary_ratio") or 0.0) * has_second(folder)
+  return defaults | schedulers.from_config(read_json(file), file) | dict(boundary=boundary)
+
+
+def has_second(folder: Path) -> bool:
+  """Whether a repository has a second transformer."""
+  return bool((read_json(folder / INDEX).get(SECOND) or [None])[0])
 
 
 def _published(folder: Path, dtype: Any) -> Parts:
@@ -135,6 +151,8 @@ def _published(folder: Path, dtype: Any) -> Parts:
     published.read_component(folder / name, None if name == "vae" else dtype) for name in COMPONENTS
   )
   components = {"dit": transformer, "vae": vae, "text": text}
+  if has_second(folder):
+    components["low"] = published.read_component(folder / SECOND, dtype)
   return Parts(components, _prompts(folder, sampling), {"sampling": sampling, "known_words": []})
 
 
@@ -154,6 +172,10 @@ def _own(folder: Path, config: dict[str, Any], dtype: Any) -> Parts:
     "vae": published.own(vae, wan_vae.shapes(vae), native.open_weights(folder, "vae")),
     "text": text,
   }
+  if "low" in config:
+    low = config_lib.build(DiT, config["low"], **compute)
+    weights = native.open_weights(folder, "low")
+    components["low"] = published.own(low, wan_dit.shapes(low), weights)
   return Parts(components, prompts, config)
 
 

@@ -15,12 +15,14 @@ a GELU MLP. Published Wan models are rows of `VARIANTS`.
 from __future__ import annotations
 
 import functools
+import math
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, repeat
 
 from sora_jax.models.attention import SAVED
 from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp, kernels_in, sinusoid
@@ -113,6 +115,8 @@ class DiT(nn.Module):
       a thing is must be inferred from the borders, which small models learn slowly. Not in Wan.
     affine: makes the velocity an affine function of the token's own noisy values, of which the
       transformer predicts intercept and slope: noise need not pass through its width. Not in Wan.
+    split: works on the latents of each patch as tokens of their own: finer, and that much dearer.
+      What it is given and gives back are patches all the same. Not in Wan.
     freq_width: width of the noise level's sinusoid.
     dtype: of the matmuls and the activations between them; parameters, norms, modulation, softmax
       and the output stay in float32.
@@ -132,6 +136,7 @@ class DiT(nn.Module):
   cond_features: int = 1
   absolute: bool = False
   affine: bool = False
+  split: bool = False
   freq_width: int = 256
   eps: float = 1e-6
   dtype: Any = None
@@ -145,9 +150,13 @@ class DiT(nn.Module):
     pt, ph, pw = self.patch
     return pt * ph * pw * self.channels
 
-  @nn.compact
+  @property
+  def pieces(self) -> int:
+    """How many tokens of its own a patch becomes."""
+    return math.prod(self.patch) if self.split else 1
+
   def __call__(
-    self, tokens: Tokens, residual: Float[Array, "b n d"] | None = None
+    self, tokens: Tokens, residual: Float[Array, "b m d"] | None = None
   ) -> Float[Array, "b n p"]:
     """Velocities.
 
@@ -155,6 +164,12 @@ class DiT(nn.Module):
       residual: what the blocks added in another call: added here in their place. A call without it
         sows its own as the intermediate "residual".
     """
+    own = split_patches(tokens, self.patch) if self.split else tokens
+    return self._velocities(own, residual).reshape(tokens.values.shape)
+
+  @nn.compact
+  def _velocities(self, tokens: Tokens, residual: Array | None) -> Float[Array, "b m q"]:
+    numbers = tokens.values.shape[-1]
     dense = lambda name, width: Dense(width, dtype=self.dtype, name=name)  # noqa: E731
     x = dense("patch_in", self.width)(tokens.values)
     if self.absolute:
@@ -188,7 +203,7 @@ class DiT(nn.Module):
     offset = self.param("modulation", nn.initializers.zeros, (2, self.width))
     shift, scale = (select_rows(embedding + row, tokens.cond_index) for row in offset)
     y = modulate(LayerNorm(self.eps)(x), shift, scale)
-    outputs = 2 * self.patch_width if self.affine else self.patch_width
+    outputs = 2 * numbers if self.affine else numbers
     head = Dense(outputs, kernel_init=nn.initializers.zeros, name="patch_out")
     y = head(y.astype(jnp.float32))
     if not self.affine:
@@ -228,6 +243,45 @@ def blank_tokens(dit: DiT) -> Tokens:
     segments=i, block=i, cond=jnp.zeros((1, 1, dit.cond_features)), cond_index=i,
     text=jnp.zeros((1, 1, dit.text_width)), text_ids=i, prompt=i,
   )  # fmt: skip
+
+
+def split_patches(tokens: Tokens, patch: Patch) -> Tokens:
+  """The latents of each patch as tokens of their own, around its place, in their order in it."""
+  if patch[0] > 1:
+    raise ValueError(f"patches of {patch[0]} latents in time cannot be split")
+  offsets = [(jnp.arange(n) + 0.5) / n - 0.5 for n in patch]
+  within = jnp.stack(jnp.meshgrid(*offsets, indexing="ij"), axis=-1).reshape(-1, 3)
+  each = lambda x: repeat(x, "b n -> b (n s)", s=len(within))  # noqa: E731
+  return replace(
+    tokens,
+    values=rearrange(tokens.values, "b n (s z) -> b (n s) z", s=len(within)),
+    positions=rearrange(tokens.positions[:, :, None] + within, "b n s three -> b (n s) three"),
+    period=each(tokens.period),
+    segments=each(tokens.segments),
+    block=each(tokens.block),
+    cond_index=each(tokens.cond_index),
+    prompt=each(tokens.prompt),
+  )
+
+
+def split_params(params: Params, dit: DiT) -> Params:
+  """Weights to begin a `split` transformer with, from those of one that is not and else like it.
+
+  A latent is embedded as a patch that is full of it would be, and gets the mean of what the latents
+  of a patch would get: right where a patch is uniform, and soon learned elsewhere.
+  """
+  pieces, width, affine = dit.pieces, dit.width, 1 + dit.affine
+  to, out = params["patch_in"], params["patch_out"]
+  kernel = rearrange(to["kernel"], "(s z) d -> s z d", s=pieces)
+  outward = rearrange(out["kernel"], "d (r s z) -> d r s z", r=affine, s=pieces)
+  bias = rearrange(out["bias"], "(r s z) -> r s z", r=affine, s=pieces)
+  return params | {
+    "patch_in": to | {"kernel": kernel.sum(0)},
+    "patch_out": {
+      "kernel": outward.mean(2).reshape(width, -1),
+      "bias": bias.mean(1).reshape(-1),
+    },
+  }
 
 
 def position_features(tokens: Tokens, width: int = 64) -> Float[Array, "b n f"]:

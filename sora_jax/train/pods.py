@@ -51,7 +51,9 @@ def config(
       images=0.0,
       text_dropout=0.1,
     ),
-    levels=dict(mean=0.0, std=1.0, shift=1.0, reference_tokens=SAMPLE_TOKENS, uniform=0.1),
+    levels=dict(
+      mean=0.0, std=1.0, shift=1.0, reference_tokens=SAMPLE_TOKENS, uniform=0.1, highest=1.0
+    ),
     packing=dict(
       length=divisible(shape.tokens((4, space_stride), (1, 2, 2))),
       cond_rows=2,  # what is made, and what is given

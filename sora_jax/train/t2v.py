@@ -40,7 +40,7 @@ from sora_jax.generate.model import VideoModel
 from sora_jax.interop import lora as lora_files
 from sora_jax.interop import names, native, pipelines, wan_dit, wordpieces
 from sora_jax.models import lora
-from sora_jax.models.dit import DiT, blank_tokens
+from sora_jax.models.dit import DiT, blank_tokens, split_params
 from sora_jax.models.lora import Lora
 from sora_jax.models.patch import grid_shape
 from sora_jax.models.text import Prompts, TextEncoder
@@ -90,9 +90,12 @@ class T2VRecipe:
       params = native.load_params(source, "transformer", like)
       params["text"]["pieces"] = wordpieces.table()
     else:
-      found = pipelines.open_transformer(source, self.dit)
+      begins = self.dit.split and not pipelines.is_split(source)
+      theirs = self.dit.clone(split=False) if begins else self.dit
+      found = pipelines.open_transformer(source, theirs)
       dit = names.to_ours(found.tensors, found.rules, found.shapes)
-      params["dit"] = jax.tree.map(lambda x: np.asarray(x, np.float32), dit)
+      dit = jax.tree.map(lambda x: np.asarray(x, np.float32), dit)
+      params["dit"] = split_params(dit, self.dit) if begins else dit
     if self.lora:
       adapter = jax.jit(lambda key: lora.adapter_of(self.init(key)["dit"]))(key)
       params["dit"] = lora.apply(self.dit.stored(params["dit"]), adapter)
@@ -265,12 +268,14 @@ class T2VRecipe:
   def export(self, params: Params, workdir: Path) -> None:
     """Writes a checkpoint folder: all that makes videos, and the log.
 
-    Of a model whose text encoder was taken as it is, the transformer alone; of an adapter, the file
-    that diffusers reads (`interop.lora`).
+    Of a model whose text encoder was taken as it is, the transformer alone, or if it is one of low
+    noise the model with it; of an adapter, the file that diffusers reads (`interop.lora`).
     """
     if self.lora:
       file = workdir / "export" / lora_files.FILE
       return lora_files.write(file, params["dit"], wan_dit.rules(self.dit))
+    if self.config.levels.highest < 1:
+      return self._export_low(params, workdir)
     components = {"transformer": {"dit": params["dit"]}}
     if self.text is not None:
       text = {name: x for name, x in params["text"].items() if name != "pieces"}
@@ -279,6 +284,18 @@ class T2VRecipe:
     log = workdir / "metrics.jsonl"
     files = {"training.jsonl": log} if log.exists() else {}
     native.save(workdir / "export", components, self.description(), files)
+
+  def _export_low(self, params: Params, workdir: Path) -> None:
+    """The model of `text_from` with a second transformer, for the noise levels trained on."""
+    folder = native.find(self.config.text_from)
+    config = native.read_config(folder)
+    config["sampling"]["boundary"] = self.config.levels.highest
+    config["low"] = self.config.model.to_dict()
+    config["low_training"] = self.config.to_dict() | {"commit": commit()}
+    components = {name: native.read_component(folder, name) for name in ("vae", "transformer")}
+    logs = {"training.jsonl": folder / "training.jsonl", "low.jsonl": workdir / "metrics.jsonl"}
+    files = {name: log for name, log in logs.items() if log.exists()}
+    native.save(workdir / "export", components | {"low": params["dit"]}, config, files)
 
 
 def build(config: ConfigDict) -> T2VRecipe:

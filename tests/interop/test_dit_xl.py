@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_a_user_error():
   model = reference(CASES[0])
   dit, _, tensors = ported(model)
   name = "transformer_blocks.2.norm1.emb.class_embedder.embedding_table.weight"
-  with pytest.raises(UserError, match=f"and {name} differ"):
+  with pytest.raises(UserError, match=f"and {name} should be the same"):
     names.to_ours(tensors | {name: tensors[name] + 1}, dit_xl.rules(dit), dit_xl.shapes(dit))
   with pytest.raises(UserError, match="activation_fn='geglu'"):
     dit_xl.from_config({**model.config, "activation_fn": "geglu"})

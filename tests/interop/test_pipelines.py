@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from huggingface_hub import constants
 from tqdm import tqdm
 
@@ -19,7 +19,7 @@ from sora_jax.generate import tasks
 from sora_jax.generate.denoise import Window
 from sora_jax.generate.story import Story
 from sora_jax.interop import hub, pipelines
-from tests.interop.conftest import linked, relative_error
+from tests.interop.conftest import linked, make_transformer, relative_error
 
 ONE = {"data": 1}
 LATENT = (3, 4, 6)
@@ -71,6 +71,24 @@ def test_the_denoising_loop_is_that_of_diffusers(pipeline, repository, tmp_path,
   assert relative_error(other, expected) > 1e-2  # the prompt matters
 
 
+def test_two_transformers_share_the_levels_as_in_diffusers(pipeline, tmp_path):
+  torch.manual_seed(5)
+  second = make_transformer()
+  with torch.no_grad():
+    for parameter in second.parameters():
+      parameter.add_(0.05 * torch.randn_like(parameter))
+  parts = {**pipeline.components, "transformer_2": second, "boundary_ratio": 0.8}
+  both = WanPipeline(**parts)
+  both.set_progress_bar_config(disable=True)
+  both.save_pretrained(tmp_path / "both")
+  model = generate.load(tmp_path / "both", ONE)
+  expected = theirs(both, PROMPT, NEGATIVE, 3, 10, 4.0)
+  got = latents_of(model, PROMPT, NEGATIVE, 3, steps=10, guidance=4.0)
+  assert relative_error(got, expected) < 1e-4
+  alone = theirs(pipeline, PROMPT, NEGATIVE, 3, 10, 4.0)
+  assert relative_error(alone, expected) > 1e-2  # the second one matters
+
+
 def test_videos_are_made_on_any_mesh_and_by_the_command(model, repository, tmp_path):
   settings = dict(steps=2, frames=5, size=(32, 32), seed=3)
   video = model.sample("a red ball", **settings)
@@ -118,7 +136,9 @@ def test_repositories_that_do_not_load_are_refused(repository, tmp_path):
       generate.load(folder)
 
   refused("is a LTXPipeline, which does not load", _class_name="LTXPipeline")
-  refused("two transformers", transformer_2=["diffusers", "WanTransformer3DModel"])
+  second = ["diffusers", "WanTransformer3DModel"]
+  refused("no boundary_ratio between them", transformer_2=second, boundary_ratio=None)
+  refused("transformer_2.*config.json is missing", transformer_2=second, boundary_ratio=0.9)
   shutil.rmtree(folder / "tokenizer")
   refused("tokenizer.json")
   with pytest.raises(UserError, match="is one component of a model"):
