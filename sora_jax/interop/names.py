@@ -6,7 +6,8 @@ must be consumed exactly once.
 
 Each `interop/<model>.py` has the table of one published class and three functions around it:
 
-  NAME                    its class, as `_class_name` or `architectures` of a config.json has it
+  NAME                    its class, as `_class_name` or `architectures` of a config.json has it;
+                          NAMES where several classes share a table
   from_config(config)     our module, from a published config.json
   to_config(module)       the config.json with which the reference implementation builds it
   rules(module)           the table
