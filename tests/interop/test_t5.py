@@ -123,7 +123,7 @@ def test_gradients_match_reference(family, rng):
 @pytest.mark.parametrize("family", CLASSES)
 def test_bfloat16_is_as_exact_as_the_reference(family):
   ratios = []
-  for seed in range(4):
+  for seed in range(3):
     rng = np.random.default_rng(seed)
     # Little noise: sharp attention would magnify rounding, theirs or ours by chance.
     reference = random_reference(family, seed, 0.05, d_model=48, d_ff=64, num_layers=3)
