@@ -16,6 +16,7 @@ CORE = [
   "array_record>=0.8.3",
   "av>=14",
   "einops>=0.8",
+  "huggingface_hub>=0.34",  # the cache of hf:ORG/NAME; tokenizers brings it anyway
   "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so
   "jaxtyping>=0.3.11",
   "ml_dtypes>=0.5",
@@ -40,9 +41,12 @@ TEST = [
   "hypothesis>=6.130",
   # Compiles for TPUs with none at hand; what jax[tpu]==0.10.2 asks for.
   "libtpu==0.0.42.*; sys_platform == 'linux' and platform_machine == 'x86_64'",
+  "mistral-common==1.9.0",  # a real sentencepiece model inside; later ones hold numpy back
   "mypy>=1.18",
+  "protobuf>=5",  # with sentencepiece: transformers reads its models with both, we with neither
   "pytest>=9.0",
   "ruff>=0.14",
+  "sentencepiece>=0.2.1",
   "torch==2.13.0",
   "transformers>=5.0",
 ]

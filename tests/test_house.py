@@ -40,7 +40,10 @@ RESERVED = {
   "av": ("data/video.py",),
   "mujoco": ("worlds/",),
   "flax.linen": ("models/", "evals/"),
-  "torch": (),
+  # `sora-jax convert --check` runs the reference implementations, where they are installed.
+  "torch": ("interop/check.py",),
+  "diffusers": ("interop/check.py",),
+  "transformers": ("interop/check.py",),
   "torchvision": (),
   "tensorflow": (),
 }

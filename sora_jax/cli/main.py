@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from sora_jax.errors import UserError
 
-VERBS = ("sample", "train", "eval", "data", "plan")
+VERBS = ("sample", "train", "eval", "data", "plan", "convert")
 
 EXAMPLES = """examples:
   sora-jax sample "a red ball rolls behind the wall" --out ball.mp4
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   sora-jax data worlds --out data/worlds --count 1000 --seed 0
   sora-jax eval --suite=text --out results
   sora-jax plan --config=configs/wan_14b.py --topology=v5p:4x4x4
+  sora-jax convert hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers wan --to sora_jax
 
 Exit status: 0 done, 2 something in the arguments or files is wrong, 130 interrupted.
 """

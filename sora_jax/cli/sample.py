@@ -25,6 +25,8 @@ EXAMPLES = """examples:
   sora-jax sample --task outpaint --video ball.mp4 --size 64x96 --out wide.mp4
   sora-jax sample "a red ball at dusk" --task edit --video ball.mp4 --strength 0.6 --out dusk.mp4
   sora-jax sample "a red ball rolls to the left" --mesh data=2,context=4 --out ball.mp4
+  sora-jax sample "a cat and a dog bake a cake" --checkpoint hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers \
+      --dtype bfloat16 --out cake.mp4
 """
 
 
@@ -41,7 +43,10 @@ def add_parser(verbs: Any) -> None:
   parser.add_argument("prompt", metavar="PROMPT", nargs="?", default="", help="what to show")
   parser.add_argument("--out", required=True, metavar="FILE.{mp4,gif,png}")
   parser.add_argument(
-    "--checkpoint", default="toy", metavar="NAME|DIR", help="a shipped name or a folder [toy]"
+    "--checkpoint",
+    default="toy",
+    metavar="NAME|DIR|hf:ID",
+    help="a shipped name, a folder of ours or in the hub's layout, or a model of the hub [toy]",
   )
   given = parser.add_argument_group("what is given")
   given.add_argument(
@@ -85,6 +90,9 @@ def add_parser(verbs: Any) -> None:
   parser.add_argument("--guidance", type=float, metavar="X", help="pull of the prompt, 1 = none")
   parser.add_argument("--sampler", metavar="NAME", help="euler, heun, dpm++ or unipc")
   parser.add_argument("--shift", type=float, metavar="X", help="more of the steps at high noise")
+  parser.add_argument(
+    "--dtype", choices=("float32", "bfloat16"), help="to compute in [what the checkpoint says]"
+  )
   parser.add_argument(
     "--mesh",
     type=parse_mesh,
@@ -137,7 +145,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from sora_jax.generate import model as generate
 
   generate.enable_compilation_cache()
-  model = generate.load(args.checkpoint, args.mesh)
+  model = generate.load(args.checkpoint, args.mesh, args.dtype)
   defaults = model.request(fps=args.fps)
   canvas, fps = inputs.canvas(
     args.task, step=model.step, frames=defaults["frames"], size=tuple(defaults["size"]),

@@ -92,6 +92,7 @@ def layout(
   prompt: str | Sequence[str] = "",
   loop: bool = False,
   cond_features: int = 4,
+  empty: bool = False,
 ) -> Sample:
   """Lays one sample out as tokens.
 
@@ -106,6 +107,7 @@ def layout(
     loop: whether time is a circle: the last latent is followed by the first, which covers as many
       frames as any other.
     cond_features: features of a cond row of the model.
+    empty: whether the empty text is a prompt like others (published Wan models), and not none.
   """
   lt, lh, lw, _ = latents.shape
   known = np.zeros((lt, lh, lw), bool) if known is None else known
@@ -118,8 +120,8 @@ def layout(
   rows, index = np.unique(level, return_inverse=True)
   n = len(values)
   texts = [prompt] * lt if isinstance(prompt, str) else list(prompt)
-  prompts = tuple(dict.fromkeys(text for text in texts if text))
-  numbers = np.array([prompts.index(text) + 1 if text else 0 for text in texts], np.int32)
+  prompts = tuple(dict.fromkeys(text for text in texts if text or empty))
+  numbers = [prompts.index(text) + 1 if text in prompts else 0 for text in texts]
   return Sample(
     values=values,
     positions=positions,
@@ -127,7 +129,7 @@ def layout(
     block=np.zeros(n, np.int32),
     cond=features(rows, fps, lh, lw, cond_features),
     cond_index=index.astype(np.int32).reshape(-1),
-    prompt=numbers[np.abs(positions[:, :1] - times).argmin(axis=1)],
+    prompt=np.array(numbers, np.int32)[np.abs(positions[:, :1] - times).argmin(axis=1)],
     prompts=prompts,
   )
 
@@ -176,6 +178,7 @@ def draw(
   mixture: Mixture,
   levels: LevelSampler,
   cond_features: int = 4,
+  empty: bool = False,
 ) -> Sample:
   """Draws a training sample from an encoded clip (a record of `data.encode`).
 
@@ -184,6 +187,7 @@ def draw(
       `stretch_frame`: latents of a stretch encoded alone and the frame it starts at; `loop`:
       whether time is a circle; optionally `masked` and `mask`: latents of the clip with unknown
       pixels greyed, and the known cells.
+    cond_features, empty: see `layout`.
   """
   latents, fps, loop = clip["latents"], float(clip["fps"]), bool(clip["loop"])
   stretch, start = clip["stretch"], int(clip["stretch_frame"])
@@ -218,7 +222,7 @@ def draw(
   prompt = "" if rng.random() < mixture.text_dropout else str(rng.choice(clip["captions"]))
   return layout(
     latents, patch=patch, fps=fps, levels=level, known=known, stretches=given, prompt=prompt,
-    loop=loop, cond_features=cond_features,
+    loop=loop, cond_features=cond_features, empty=empty,
   )  # fmt: skip
 
 

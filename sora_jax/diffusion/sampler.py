@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sora_jax.diffusion.time import told
 from sora_jax.errors import UserError
 from sora_jax.typing import Array, Bool, Float
 
@@ -48,19 +49,22 @@ def initial_noise(
   return jax.vmap(lambda s: jax.vmap(partial(frame, s))(frames))(jnp.asarray(samples))
 
 
-def table(solver: str, levels: np.ndarray) -> Float[np.ndarray, "calls 8"]:
-  """The coefficients of a solver: one row (t, a0..a3, b0..b2) per model call.
+def table(solver: str, levels: np.ndarray, timesteps: int = 0) -> Float[np.ndarray, "calls 9"]:
+  """The coefficients of a solver: one row (t, told, a0..a3, b0..b2) per model call.
 
   Args:
     solver: a key of `SOLVERS`.
     levels: the noise levels to step through, falling, the last one 0.
+    timesteps: in how many steps the model counts levels, if it does: it is then not told t itself,
+      but the level below it (`time.told`).
 
   Raises:
     UserError: the solver is unknown.
   """
   if solver not in SOLVERS:
     raise UserError(f"Unknown sampler '{solver}': choose one of {', '.join(SOLVERS)}.")
-  return np.asarray(SOLVERS[solver](np.asarray(levels, np.float64)), np.float32)
+  rows = np.asarray(SOLVERS[solver](np.asarray(levels, np.float64)))
+  return np.insert(rows, 1, told(rows[:, 0], timesteps), axis=1).astype(np.float32)
 
 
 def start(x: Float[Array, "b n p"]) -> Carry:
@@ -71,24 +75,24 @@ def start(x: Float[Array, "b n p"]) -> Carry:
 def solve(
   velocity: Velocity,
   carry: Carry,
-  coefficients: Float[Array, "calls 8"],
+  coefficients: Float[Array, "calls 9"],
   made: Bool[Array, "b n"],
 ) -> Carry:
   """Integrates along the rows of a table, or some of them; `carry[1]` is the sample.
 
   Args:
-    velocity: the model as a function of (values, noise level).
+    velocity: the model as a function of (values, noise level as it is told).
     carry: of `start`, or of the rows before.
     coefficients: of `table`.
     made: False for known tokens, which never change.
   """
   keep = lambda new, old: jnp.where(made[..., None], new, old)  # noqa: E731
 
-  def step(carry: Carry, row: Float[Array, " 8"]) -> tuple[Carry, None]:
+  def step(carry: Carry, row: Float[Array, " 9"]) -> tuple[Carry, None]:
     x, y, d1, d2 = carry
-    d0 = y - row[0] * velocity(y, row[0])
-    x_next = row[1] * x + row[2] * d0 + row[3] * d1 + row[4] * d2
-    y_next = row[5] * x_next + row[6] * d0 + row[7] * d1
+    d0 = y - row[0] * velocity(y, row[1])
+    x_next = row[2] * x + row[3] * d0 + row[4] * d1 + row[5] * d2
+    y_next = row[6] * x_next + row[7] * d0 + row[8] * d1
     return (keep(x_next, x), keep(y_next, y), d0, d1), None
 
   return jax.lax.scan(step, carry, coefficients)[0]

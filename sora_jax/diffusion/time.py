@@ -21,19 +21,19 @@ class LevelSampler:
   Attributes:
     mean, std: of the normal variable under the logistic function.
     shift: the shift a at `reference_tokens` tokens.
-    reference_tokens: the number of tokens `shift` was chosen for.
+    reference_tokens: the number of tokens `shift` was chosen for; None: for any number.
     uniform: fraction of samples whose level is uniform instead, so that both ends are visited.
   """
 
   mean: float = 0.0
   std: float = 1.0
   shift: float = 1.0
-  reference_tokens: int = 80
+  reference_tokens: int | None = 80
   uniform: float = 0.1
 
   def shift_for(self, tokens: int) -> float:
     """The shift for a sample of so many tokens."""
-    return self.shift * (tokens / self.reference_tokens) ** 0.5
+    return self.shift * (tokens / (self.reference_tokens or tokens)) ** 0.5
 
   def __call__(self, rng: np.random.Generator, tokens: int, count: int = 1) -> np.ndarray:
     """Draws `count` levels in (0, 1) for a sample of `tokens` tokens."""
@@ -43,10 +43,30 @@ class LevelSampler:
     return np.clip(shift_levels(t, self.shift_for(tokens)), 1e-3, 1.0).astype(np.float32)
 
 
-def schedule(steps: int, shift: float, start: float = 1.0) -> np.ndarray:
+def schedule(
+  steps: int,
+  shift: float,
+  start: float = 1.0,
+  *,
+  highest: float = 1.0,
+  lowest: float = 0.0,
+  reached: bool = False,
+) -> np.ndarray:
   """The `steps + 1` levels a sampler visits, from `start` down to 0, shifted towards noise.
 
-  `start` < 1 enters the path midway (SDEdit, Meng et al. 2021).
+  Args:
+    start: below 1 enters the path midway (SDEdit, Meng et al. 2021).
+    highest: no level is above it. lowest: where the levels lead to before they are shifted; the
+      last step goes to 0 instead. reached: whether `lowest` itself is visited, before that. With
+      other values than the defaults these are schedules of published models.
   """
-  t = np.linspace(1.0, 0.0, steps + 1)
-  return (start * shift_levels(t, shift)).astype(np.float32)
+  t = np.linspace(1.0, lowest, steps if reached else steps + 1)[:steps]
+  return start * np.minimum(shift_levels(np.append(t, 0.0), shift), highest)
+
+
+def told(levels: np.ndarray, timesteps: int) -> np.ndarray:
+  """What a model is told of levels: as they are (0), or rounded down to multiples of 1/timesteps.
+
+  The latter where it was published with a sampler that counts timesteps in whole numbers.
+  """
+  return np.floor(levels * timesteps) / timesteps if timesteps else levels

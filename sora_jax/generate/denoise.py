@@ -25,18 +25,22 @@ from sora_jax.diffusion.time import LevelSampler, schedule
 from sora_jax.generate.story import Story
 from sora_jax.models.dit import DiT
 from sora_jax.models.patch import Patch, grid_shape, unpatchify
-from sora_jax.models.text import Prompts, TextEncoder
+from sora_jax.models.text import NOTHING, Encoder, Prompts
 from sora_jax.models.tokens import Tokens
 from sora_jax.parallel import sharding
 from sora_jax.parallel.sharding import constrain
-from sora_jax.typing import Array, Bool, Float, Params
+from sora_jax.typing import REFERENCE_FPS, Array, Bool, Float, Params
 
 MAX_PARTS = 6  # pieces the sampler's loop is cut into, for the progress bar
 
 # What a request that says nothing gets; a checkpoint's config.json may say otherwise.
+#   schedule, timesteps         keywords of `diffusion.time.schedule`, and of `diffusion.time.told`
+#   shift, reference_tokens     of `diffusion.time.LevelSampler`
+#   reference_fps               the rate at which latent frames are one unit of time apart
 SAMPLING: dict[str, Any] = dict(
   sampler="dpm++", steps=30, guidance=3.0, guidance_rescale=0.0, guidance_interval=[0.0, 1.0],
-  shift=1.0,
+  shift=1.0, reference_tokens=LevelSampler.reference_tokens, schedule={}, timesteps=0,
+  reference_fps=REFERENCE_FPS,
 )  # fmt: skip
 
 
@@ -68,10 +72,15 @@ class Denoiser:
   """
 
   dit: DiT
-  text: TextEncoder
+  text: Encoder
   prompts: Prompts
   params: Params
   request: Mapping[str, Any]
+
+  @property
+  def rate(self) -> float:
+    """The requested frames per second, in the model's unit of time."""
+    return self.request["fps"] * REFERENCE_FPS / self.request["reference_fps"]
 
   @property
   def guidance(self) -> Guidance:
@@ -87,12 +96,13 @@ class Denoiser:
     ways = sharding.batch_ways(sharding.mesh_of(self.params))
     return samples + -samples % (ways // math.gcd(ways, 1 + self.guidance.active))
 
-  def table(self, latent: tuple[int, int, int], strength: float) -> Float[np.ndarray, "calls 8"]:
+  def table(self, latent: tuple[int, int, int], strength: float) -> Float[np.ndarray, "calls 9"]:
     """The solver's coefficients for a target grid of latents. Raises UserError: no such solver."""
-    tokens = int(np.prod(grid_shape(latent, self.dit.patch)))
-    shift = LevelSampler(shift=self.request["shift"]).shift_for(tokens)
-    levels = schedule(self.request["steps"], shift, strength)
-    return solvers.table(self.request["sampler"], levels)
+    tokens, request = int(np.prod(grid_shape(latent, self.dit.patch))), self.request
+    shifts = LevelSampler(shift=request["shift"], reference_tokens=request["reference_tokens"])
+    shift = shifts.shift_for(tokens)
+    levels = schedule(request["steps"], shift, strength, **request["schedule"])
+    return solvers.table(request["sampler"], levels, request["timesteps"])
 
   def __call__(
     self,
@@ -119,8 +129,8 @@ class Denoiser:
     noisy = corrupt(jnp.asarray(window.latents), noise, jnp.asarray(window.strength))
     start = np.where(known[..., None], window.latents, np.asarray(noisy))
     lay = functools.partial(
-      conditioning.layout, patch=self.dit.patch, fps=self.request["fps"], known=known,
-      loop=window.loop, cond_features=self.dit.cond_features,
+      conditioning.layout, patch=self.dit.patch, fps=self.rate, known=known,
+      loop=window.loop, cond_features=self.dit.cond_features, empty=self.prompts.padded,
     )  # fmt: skip
     seconds = (first + TIME_STRIDE * np.arange(lt)) / self.request["fps"]
     given, against = (
@@ -143,12 +153,14 @@ class Denoiser:
       guidance = dataclasses.replace(guidance, scale=1.0)  # nothing to lead away from
     latent = known.shape
     table = self.table(latent, window.strength)
+    with jax.set_mesh(mesh):  # a prompt is read once, not by each piece of the loop
+      read = [read_prompts(self.text, self.params["text"], batch) for batch in batches]
     values = sharding.place(batches[0]["values"], "tokens", mesh)
     carry = jax.device_put(solvers.start(values), values.sharding)
     parts = max(n for n in range(1, MAX_PARTS + 1) if len(table) % n == 0)
     for piece in np.split(table, parts):  # equal parts are one program; the bar moves in between
       with jax.set_mesh(mesh):
-        carry = solve(self.dit, self.text, guidance, self.params, batches, carry, piece)
+        carry = solve(self.dit, guidance, self.params["dit"], read, carry, piece)
       jax.block_until_ready(carry)
       bar.update(len(piece))
     grid = int(np.prod(grid_shape(latent, self.dit.patch)))
@@ -167,35 +179,39 @@ def whole_patches(
   return cells[tuple(slice(size) for size in known.shape)]
 
 
-def read_prompts(encoder: TextEncoder, params: Params, batch: Mapping[str, Array]) -> Tokens:
+@functools.partial(jax.jit, static_argnums=0)
+def read_prompts(encoder: Encoder, params: Params, batch: Mapping[str, Array]) -> Tokens:
   """A packed batch (`data.packing`) as `Tokens`: word pieces become encoder states."""
   fields = dict(batch)
-  states = encoder.apply({"params": params}, fields.pop("pieces"), batch["text_ids"])
+  pieces = fields.pop("pieces")
+  ids = jnp.where(pieces == NOTHING, 0, fields["text_ids"])
+  states = encoder.apply({"params": params}, jnp.maximum(pieces, 0), ids)
   return Tokens(**fields, text=states)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def solve(
   dit: DiT,
-  text: TextEncoder,
   guidance: Guidance,
   params: Params,
-  batches: Sequence[Mapping[str, Array]],
+  batches: Sequence[Tokens],
   carry: solvers.Carry,
-  table: Float[Array, "calls 8"],
+  table: Float[Array, "calls 9"],
 ) -> solvers.Carry:
-  """Runs rows of the sampler's table on a packed batch and, under guidance, its unprompted twin."""
+  """Runs rows of the sampler's table on packed tokens and, under guidance, their unprompted twins.
+
+  Their values are those of `carry`.
+  """
   split = functools.partial(constrain, name="tokens")
   carry = jax.tree.map(split, carry)
   used = batches if guidance.active else batches[:1]
-  tokens = [read_prompts(text, params["text"], batch) for batch in used]
-  made = (tokens[0].noise_level() > 0) & (tokens[0].segments > 0)
-  both = jax.tree.map(lambda *x: jnp.concatenate(x), *tokens)
+  made = (used[0].noise_level() > 0) & (used[0].segments > 0)
+  both = jax.tree.map(lambda *x: jnp.concatenate(x), *used)
 
   def velocity(values: Array, level: Array) -> Array:
     cond = both.cond.at[..., 0].multiply(level)  # known rows have level 0 and keep it
     inputs = dataclasses.replace(both, values=jnp.tile(values, (len(used), 1, 1)), cond=cond)
-    v = jnp.split(dit.apply({"params": params["dit"]}, inputs), len(used))
+    v = jnp.split(dit.apply({"params": params}, inputs), len(used))
     return guidance(v[0], v[1], level, made) if guidance.active else v[0]
 
   return jax.tree.map(split, solvers.solve(velocity, carry, table, made))

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sora_jax import config as config_lib
 from sora_jax.errors import UserError
 from sora_jax.generate.canvas import Canvas, Plan, blank
 from sora_jax.generate.codec import Codec, Grid
 from sora_jax.generate.complete import complete
 from sora_jax.generate.denoise import SAMPLING, Denoiser
 from sora_jax.generate.story import Story
-from sora_jax.interop import native, wordpieces
+from sora_jax.interop import pipelines
 from sora_jax.models.dit import DiT
 from sora_jax.models.patch import grid_shape
-from sora_jax.models.text import Prompts, TextEncoder
+from sora_jax.models.text import Encoder, Prompts
 from sora_jax.models.vae import VideoVAE
 from sora_jax.parallel import sharding
 from sora_jax.typing import Float, Params, UInt8
@@ -45,7 +45,7 @@ class VideoModel:
 
   vae: VideoVAE
   dit: DiT
-  text: TextEncoder
+  text: Encoder
   prompts: Prompts
   params: Params
   config: Mapping[str, Any]
@@ -94,7 +94,8 @@ class VideoModel:
       raise UserError("There are no prompts.")
     texts = [text for story in stories for text in story.prompts]
     # Refuses empty and overlong prompts before any work.
-    self.prompts(texts if canvas is None or canvas.loop else [text for text in texts if text])
+    told = texts if canvas is None or canvas.loop else [text for text in texts if text]
+    self.prompts.check([*told, negative] if negative else told)
     self._warn_of_unknown_words(texts)
     given, canvas = canvas, canvas or blank(1, request["frames"], tuple(request["size"]))
     if len(canvas.video) not in (1, len(stories)):
@@ -117,7 +118,7 @@ class VideoModel:
           denoiser, stories=[stories[i] for i in chosen], negative=negative, seed=seed,
           samples=samples, bar=bar,
         )  # fmt: skip
-        made = complete(canvas.of(chosen), plan, request["fps"], self.codec, denoise)
+        made = complete(canvas.of(chosen), plan, denoiser.rate, self.codec, denoise)
         videos.append(made[: len(stories) - first])
     return np.concatenate(videos)[0] if isinstance(prompts, alone) else np.concatenate(videos)
 
@@ -224,39 +225,35 @@ def enable_compilation_cache() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def load(name: str | os.PathLike[str] = "toy", mesh: Mapping[str, int] | None = None) -> VideoModel:
-  """Loads a checkpoint: a shipped name, or a folder.
+def load(
+  name: str | os.PathLike[str] = "toy",
+  mesh: Mapping[str, int] | None = None,
+  dtype: Any = None,
+) -> VideoModel:
+  """Loads a model: a shipped name, a folder of ours or in the hub's layout, or `hf:ORG/NAME`.
 
   Args:
     mesh: axis sizes, see `sharding.make_mesh`, of the devices of this process. None is as `sora-jax
       plan --mode=sample` has it: a clip with and without its prompt are two rows of a batch, over
       two devices if their number is even, and the tokens are split over the others.
+    dtype: what transformer and text encoder compute in, and keep kernels in, such as "bfloat16".
+      None is what the checkpoint says, and float32 where it does not say.
 
   Raises:
     UserError: there is none, or it is damaged; or there is no such mesh.
   """
   devices = jax.local_devices()
   grid = None if mesh is None else sharding.make_mesh(mesh, devices)
-  folder = native.find(name)
-  config = native.read_config(folder)
-  lacking = {"vae", "transformer", "text", "sampling"} - config.keys()
-  if lacking:
-    raise UserError(f"The checkpoint {folder} has no {min(lacking)}: it cannot make videos.")
-  dit = config_lib.build(DiT, config["transformer"])
-  text = config_lib.build(TextEncoder, config["text"])
-  transformer = native.read_component(folder, "transformer")
-  transformer["dit"] = dit.stored(transformer["dit"])
-  transformer["text"]["pieces"] = wordpieces.table()
-  vae, vae_params = native.load_vae(folder)
-  params = {"vae": vae_params, **transformer}
+  parts = pipelines.open_model(name, None if dtype is None else jnp.dtype(dtype))
+  components = parts.components
   if grid is None:
-    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    state = sum(component.nbytes for component in components.values())
     grid = sharding.make_mesh(sharding.suggest(2, devices, state), devices)
   return VideoModel(
-    vae=vae,
-    dit=dit,
-    text=text,
-    prompts=Prompts.load(wordpieces.TOKENIZER, text.length, config["known_words"]),
-    params=jax.device_put(params, sharding.param_shardings(params, grid)),
-    config=config,
+    vae=components["vae"].module,
+    dit=components["dit"].module,
+    text=components["text"].module,
+    prompts=parts.prompts,
+    params={name: component.place(grid) for name, component in components.items()},
+    config=parts.config,
   )

@@ -6,7 +6,7 @@ must be consumed exactly once.
 
 Each `interop/<model>.py` has the table of one published class and three functions around it:
 
-  NAME                    its class, as `_class_name` or `architectures` of a config.json has it
+  NAME, or NAMES          its class, as `_class_name` or `architectures` of a config.json has it
   from_config(config)     our module, from a published config.json
   to_config(module)       the config.json with which the reference implementation builds it
   rules(module)           the table
@@ -35,6 +35,8 @@ class Rule:
     ours: our path, joined by "/".
     to_ours, to_theirs: layout changes of one layer's array, inverse to one another.
     layers: how many are stacked; 0 is one tensor that is not.
+    tied: further names that the tensor (not a stacked one) may have. A file holds it under one of
+      them or under several, and we write the first.
   """
 
   theirs: str
@@ -42,6 +44,7 @@ class Rule:
   to_ours: Callable[[np.ndarray], np.ndarray] = lambda x: x
   to_theirs: Callable[[np.ndarray], np.ndarray] = lambda x: x
   layers: int = 0
+  tied: tuple[str, ...] = ()
 
   @property
   def names(self) -> list[str]:
@@ -67,33 +70,76 @@ def stacked(layers: int, rules: Iterable[Rule]) -> list[Rule]:
   return [dataclasses.replace(rule, layers=layers) for rule in rules]
 
 
-def stream(
+def found(tensors: Mapping[str, Any], rules: Sequence[Rule]) -> list[list[str]]:
+  """For each rule the tensors it takes; of tied ones all that are there.
+
+  Raises:
+    UserError: a tensor is missing or left over.
+  """
+  held = [[name for name in (*rule.names, *rule.tied) if name in tensors] for rule in rules]
+  for rule, names in zip(rules, held, strict=True):
+    if len(names) < len(rule.names):
+      name = next(name for name in rule.names if name not in tensors)
+      raise UserError(f"The weights lack the tensor {name}: they are of another model.")
+  taken = {name for names in held for name in names}
+  if left := tensors.keys() - taken:
+    raise UserError(f"The weights hold a tensor no rule knows, {min(left)}: of another model.")
+  assert len(taken) == sum(map(len, held)), "two rules take one tensor"
+  return held
+
+
+def pieces(
   tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shapes: Params
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Our parameters one by one, as (path, array); one is read when it is asked for.
+) -> Iterator[tuple[str, int | None, np.ndarray]]:
+  """Our parameters layer by layer: (path, layer, array); layer None is a parameter as a whole.
+
+  One tensor is read when it is asked for, and none before all names are found right.
 
   Args:
     shapes: what our parameters look like (anything with `.shape`), as nested dicts.
 
   Raises:
-    UserError: before anything is read, if a tensor is missing or left over; and if one has another
-      shape than the model.
+    UserError: a tensor is missing or left over, has another shape than the model, or other values
+      than one that it is tied to.
   """
-  wanted = [name for rule in rules for name in rule.names]
-  if missing := [name for name in wanted if name not in tensors]:
-    raise UserError(f"The weights lack the tensor {missing[0]}: they are of another model.")
-  if left := tensors.keys() - set(wanted):
-    raise UserError(f"The weights hold a tensor no rule knows, {min(left)}: of another model.")
+  held = found(tensors, rules)
   like = flatten(shapes)
-  for rule in rules:
-    arrays = [rule.to_ours(tensors[name]) for name in rule.names]
-    array = np.stack(arrays) if rule.layers else arrays[0]
-    if array.shape != (shape := tuple(like[rule.ours].shape)):
-      raise UserError(
-        f"The tensor {rule.names[0]} makes {rule.ours} of shape {array.shape} where the config "
-        f"asks for {shape}: they are of another model."
-      )
-    yield rule.ours, array
+  for rule, names in zip(rules, held, strict=True):
+    shape = tuple(like[rule.ours].shape)
+    for other in names[1:] if rule.tied else ():
+      if not np.array_equal(tensors[names[0]], tensors[other]):
+        raise UserError(f"The tensors {names[0]} and {other} should be the same and are not.")
+    for layer, name in enumerate(names[:1] if rule.tied else names):
+      array = rule.to_ours(tensors[name])
+      if array.shape != shape[1 if rule.layers else 0 :]:
+        made = (rule.layers, *array.shape) if rule.layers else array.shape
+        raise UserError(
+          f"The tensor {name} makes {rule.ours} of shape {made} where the config "
+          f"asks for {shape}: they are of another model."
+        )
+      yield rule.ours, layer if rule.layers else None, array
+
+
+def stream(
+  tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shapes: Params
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Our parameters one by one, as (path, array), in the order of the rules; see `pieces`.
+
+  Raises:
+    UserError: as `pieces` does, and if layers of one parameter differ in type.
+  """
+  like = flatten(shapes)
+  for path, layer, array in pieces(tensors, rules, shapes):
+    if layer is None:
+      yield path, array
+      continue
+    if layer == 0:
+      whole = np.empty(like[path].shape, array.dtype)
+    if array.dtype != whole.dtype:
+      raise UserError(f"Layer {layer} of {path} is {array.dtype}, the others are {whole.dtype}.")
+    whole[layer] = array
+    if layer + 1 == len(whole):
+      yield path, whole
 
 
 def to_ours(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shapes: Params) -> Params:
@@ -102,22 +148,28 @@ def to_ours(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], shapes: Pa
 
 
 def to_theirs(params: Params, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
-  """The inverse of `to_ours`.
+  """The inverse of `to_ours`; see `stream_back`."""
+  return dict(stream_back(flatten(params), rules))
+
+
+def stream_back(flat: Mapping[str, Any], rules: Sequence[Rule]) -> Iterator[tuple[str, np.ndarray]]:
+  """The published tensors one by one, as (name, array), in the order of the rules.
+
+  Args:
+    flat: our parameters by path; one is asked for when its first tensor is.
 
   Raises:
     UserError: a parameter has no published counterpart, or one is missing.
   """
-  flat = flatten(params)
   if extra := flat.keys() - {rule.ours for rule in rules}:
     raise UserError(f"The parameter {min(extra)} has no published counterpart.")
   if lacking := {rule.ours for rule in rules} - flat.keys():
     raise UserError(f"The parameter {min(lacking)} is missing.")
-  out: dict[str, np.ndarray] = {}
   for rule in rules:
     array = np.asarray(flat[rule.ours])
-    layers = list(array) if rule.layers else [array]
-    out |= {n: rule.to_theirs(x) for n, x in zip(rule.names, layers, strict=True)}
-  return out
+    layers = array if rule.layers else [array]
+    for name, layer in zip(rule.names, layers, strict=True):
+      yield name, rule.to_theirs(layer)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -129,7 +181,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def unflatten(flat: Mapping[str, np.ndarray]) -> Params:
+def unflatten(flat: Mapping[str, Any]) -> Params:
   """{"a/b": leaf} to nested dict."""
   tree: Params = {}
   for path, value in flat.items():

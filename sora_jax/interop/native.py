@@ -10,7 +10,6 @@ A folder may hold some of the components only (an autoencoder has no transformer
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -22,14 +21,15 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
 from sora_jax import config as config_lib
 from sora_jax.errors import UserError
+from sora_jax.interop.folders import read_json, write_json, written
 from sora_jax.interop.names import flatten, unflatten
+from sora_jax.interop.shards import Weights, header
 from sora_jax.models.vae import VideoVAE
+from sora_jax.models.vjepa import VJEPA
 from sora_jax.typing import Params
 
 
@@ -42,7 +42,7 @@ def find(name: str | os.PathLike[str]) -> Path:
   if not str(name):
     raise UserError("No checkpoint is named: give a folder, or the name of a shipped one.")
   path = Path(name)
-  if (path / "config.json").is_file():
+  if (path / "config.json").is_file() or (path / "model_index.json").is_file():
     return path
   shipped = Path(str(resources.files("sora_jax"))) / "checkpoints"
   if (shipped / str(name) / "config.json").is_file():
@@ -61,10 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
   Raises:
     UserError: it is damaged.
   """
-  try:
-    return json.loads((folder / "config.json").read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(f"{folder / 'config.json'} is damaged ({error}): get it again.") from error
+  return read_json(folder / "config.json")
 
 
 def read_component(folder: Path, component: str) -> Params:
@@ -73,14 +70,20 @@ def read_component(folder: Path, component: str) -> Params:
   Raises:
     UserError: the file is missing or damaged.
   """
+  tensors = open_weights(folder, component)
+  return unflatten({name: np.array(x, np.float32) for name, x in tensors.items()})
+
+
+def open_weights(folder: Path, component: str) -> Weights:
+  """The weights of one component by their paths, as stored; each is read when it is asked for.
+
+  Raises:
+    UserError: the file is missing or damaged.
+  """
   file = folder / f"{component}.safetensors"
   if not file.is_file():
     raise UserError(f"The checkpoint {folder} has no {component}: give one that does.")
-  try:
-    tensors = load_file(file)
-  except (SafetensorError, OSError, ValueError) as error:
-    raise UserError(f"{file} is damaged ({error}): get it again.") from error
-  return unflatten({name: x.astype(np.float32) for name, x in tensors.items()})
+  return Weights(header(file))
 
 
 def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
@@ -97,6 +100,20 @@ def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
   if vae.latent_mean is None:
     raise UserError(f"The autoencoder of {folder} has no latent statistics: export it again.")
   return vae, jax.tree.map(jnp.asarray, read_component(folder, "vae"))
+
+
+def load_vjepa(name: str | os.PathLike[str]) -> tuple[VJEPA, Params]:
+  """The V-JEPA of a checkpoint: `encoder`, `predictor` and `target`, the encoder of the targets.
+
+  Raises:
+    UserError: there is no such checkpoint, or it holds no V-JEPA.
+  """
+  folder = find(name)
+  config = read_config(folder)
+  if "vjepa" not in config:
+    raise UserError(f"The checkpoint {folder} has no V-JEPA; give one that recipe vjepa exported.")
+  params = jax.tree.map(jnp.asarray, read_component(folder, "vjepa"))
+  return config_lib.build(VJEPA, config["vjepa"]), params
 
 
 def load_params(name: str | os.PathLike[str], component: str, like: Params) -> Params:
@@ -132,23 +149,11 @@ def save(
     files: further files to copy, by the name they get.
     dtype: of the stored weights.
   """
-  folder = Path(folder)
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir()
-  try:
+  with written(folder, replace=True) as temporary:
     for name, params in components.items():
       flat = flatten(jax.device_get(params))
       arrays = {path: np.ascontiguousarray(np.asarray(x).astype(dtype)) for path, x in flat.items()}
       (temporary / f"{name}.safetensors").write_bytes(to_bytes(arrays))
-    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(temporary / "config.json", dict(config))
     for name, source in (files or {}).items():
       shutil.copyfile(source, temporary / name)
-    old = folder.parent / f".{folder.name}.{os.getpid()}.old"
-    if folder.exists():
-      os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)

@@ -8,15 +8,31 @@ from typing import Any
 import jax
 from einops import rearrange
 
+from sora_jax.errors import UserError
 from sora_jax.interop.names import Rule, linear, norm, stacked
 from sora_jax.models.dit import DiT, blank_tokens
 from sora_jax.typing import Params
 
 NAME = "WanTransformer3DModel"
+# What a config.json must say, or leave out: other values make another architecture.
+FIXED = dict(
+  cross_attn_norm=True, qk_norm="rms_norm_across_heads", image_dim=None, added_kv_proj_dim=None,
+  pos_embed_seq_len=None,
+)  # fmt: skip
 
 
 def from_config(config: Mapping[str, Any]) -> DiT:
-  """The transformer that a published config.json describes."""
+  """The transformer that a published config.json describes.
+
+  Raises:
+    UserError: it is of another architecture (Wan's image-to-video transformers are).
+  """
+  required = FIXED | {"out_channels": config["in_channels"]}
+  for key in required:
+    if (value := config.get(key, required[key])) != required[key]:
+      raise UserError(
+        f"This {NAME} has {key} = {value}, which is not supported: it must be {required[key]}."
+      )
   return DiT(
     width=config["num_attention_heads"] * config["attention_head_dim"],
     layers=config["num_layers"],
@@ -31,13 +47,21 @@ def from_config(config: Mapping[str, Any]) -> DiT:
 
 
 def to_config(dit: DiT) -> dict[str, Any]:
-  """The config.json with which diffusers builds `dit`."""
-  return dict(
+  """The config.json with which diffusers builds `dit`.
+
+  Raises:
+    UserError: its class cannot express it.
+  """
+  if dit.absolute or dit.affine or dit.cond_features != 1:
+    raise UserError(
+      "Only a transformer with cond_features = 1 and without absolute positions and an affine "
+      f"velocity can be written as a {NAME}."
+    )
+  return FIXED | dict(
     _class_name=NAME, patch_size=list(dit.patch), num_attention_heads=dit.heads,
     attention_head_dim=dit.width // dit.heads, in_channels=dit.channels, out_channels=dit.channels,
     text_dim=dit.text_width, freq_dim=dit.freq_width, ffn_dim=dit.mlp_width,
-    num_layers=dit.layers, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=dit.eps,
-    image_dim=None, added_kv_proj_dim=None, rope_max_seq_len=1024, pos_embed_seq_len=None,
+    num_layers=dit.layers, eps=dit.eps, rope_max_seq_len=1024,
   )  # fmt: skip
 
 

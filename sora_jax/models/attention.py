@@ -46,16 +46,22 @@ def attend(
   kv_block: Int[Array, "b m"] | None = None,
   *,
   heads: int,
+  bias: Float[Array, "#b k n m"] | None = None,
+  scale: float | None = None,
 ) -> Float[Array, "b n kd"]:
   """Scaled dot-product attention within ids and blocks; softmax in float32.
 
   The `heads` heads lie one beside the other, as a projection makes them. A query that sees no key
   gets 0, and so do the gradients through it (the average of no values is not a number, and padding
   must not poison a packed sequence).
+
+  Args:
+    bias: is added to the scores.
+    scale: the scores are multiplied by it; None is one over the root of a head's width.
   """
   seen = visible(q_ids, kv_ids, q_block, kv_block)
   q, k, v = (split(x, heads) for x in (q, k, v))
-  out = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
+  out = jax.nn.dot_product_attention(q, k, v, bias, seen[:, None], scale=scale)
   return flat(jnp.where(seen.any(-1)[:, :, None, None], out, 0), out.dtype)
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from sora_jax.models.attention import SAVED
-from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp, sinusoid
+from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp, kernels_in, sinusoid
 from sora_jax.models.patch import Patch, rope_angles
 from sora_jax.models.tokens import Tokens, select_rows
 from sora_jax.parallel.sharding import constrain
@@ -185,13 +185,7 @@ class DiT(nn.Module):
 
   def stored(self, params: Params) -> Params:
     """Its parameters as sampling may keep them: kernels that are used in `dtype` alone, in that."""
-
-    def store(path: tuple[Any, ...], leaf: Any) -> Any:
-      return leaf.astype(self.dtype) if path[-1].key == "kernel" else leaf
-
-    if self.dtype is None:
-      return params
-    return {**params, "blocks": jax.tree_util.tree_map_with_path(store, params["blocks"])}
+    return {**params, "blocks": kernels_in(self.dtype, params["blocks"])}
 
   def _time(
     self, cond: Float[Array, "b k c"]

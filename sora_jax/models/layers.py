@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from sora_jax.models.patch import rotate
 from sora_jax.parallel.attention import attend
 from sora_jax.parallel.sharding import constrain, gather
-from sora_jax.typing import Array, Float, Int
+from sora_jax.typing import Array, Float, Int, Params
 
 
 def sinusoid(x: Float[Array, "*b"], width: int, max_period: float = 10_000.0) -> Array:
@@ -53,34 +53,37 @@ class Dense(nn.Module):
   features: int
   dtype: Any = None
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
     kernel = gather("/".join((*self.path, "kernel")), kernel, self.dtype)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    return x @ kernel + bias
+    return x @ kernel if bias is None else x @ kernel + bias
 
 
 class Mlp(nn.Module):
-  """Two linear maps around a tanh-approximated GELU."""
+  """Two linear maps around a GELU, approximated by a tanh or exact."""
 
   hidden: int
   out: int
   dtype: Any = None
+  approximate: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     x = Dense(self.hidden, dtype=self.dtype, name="up")(x)
-    return Dense(self.out, dtype=self.dtype, name="down")(nn.gelu(x, approximate=True))
+    return Dense(self.out, dtype=self.dtype, name="down")(nn.gelu(x, self.approximate))
 
 
 class Attention(nn.Module):
   """Multi-head attention with RMS-normalised queries and keys (over the full width, as in Wan).
 
-  `source` and its ids make it cross-attention; `angles` switch on rotary embeddings; `kernel` is
-  one of `parallel.attention.KERNELS`, or "auto", and `ulysses` as in its `attend`.
+  `source` and its ids make it cross-attention; `angles` switch on rotary embeddings, `paired` as in
+  `rotate`; `kernel` is one of `parallel.attention.KERNELS`, or "auto", and `ulysses` as in its
+  `attend`.
   """
 
   width: int
@@ -89,6 +92,8 @@ class Attention(nn.Module):
   dtype: Any = None
   kernel: str = "auto"
   ulysses: int = 0
+  qk_norm: bool = True
+  paired: bool = True
 
   @nn.compact
   def __call__(
@@ -104,14 +109,23 @@ class Attention(nn.Module):
     source = x if source is None else source
     source_ids = ids if source_ids is None else source_ids
     dense = lambda name: Dense(self.width, dtype=self.dtype, name=name)  # noqa: E731
-    q = RMSNorm(self.eps, name="q_norm")(dense("q")(x))
-    k = RMSNorm(self.eps, name="k_norm")(dense("k")(source))
-    v = dense("v")(source)
+    q, k, v = dense("q")(x), dense("k")(source), dense("v")(source)
+    if self.qk_norm:
+      q, k = RMSNorm(self.eps, name="q_norm")(q), RMSNorm(self.eps, name="k_norm")(k)
     if angles is not None:
-      q, k = rotate(q, angles), rotate(k, angles)
+      q, k = rotate(q, angles, self.paired), rotate(k, angles, self.paired)
     q, k, v = (constrain(y, "hidden") for y in (q, k, v))
     out = attend(
       q, k, v, ids, source_ids, block, block,
       heads=self.heads, kernel=self.kernel, ulysses=self.ulysses, cross=cross,
     )  # fmt: skip
     return dense("out")(out)
+
+
+def kernels_in(dtype: Any, params: Params) -> Params:
+  """Parameters with kernels, which such layers compute with in `dtype` (None: float32), in that."""
+
+  def store(path: tuple[Any, ...], leaf: Any) -> Any:
+    return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+  return params if dtype is None else jax.tree_util.tree_map_with_path(store, params)

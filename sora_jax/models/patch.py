@@ -73,13 +73,18 @@ def rope_angles(
   return jnp.concatenate(angles, axis=-1)
 
 
-def rotate(x: Float[Array, "b n kd"], angles: Float[Array, "b n half"]) -> Float[Array, "b n kd"]:
+def rotate(
+  x: Float[Array, "b n kd"], angles: Float[Array, "b n half"], paired: bool = True
+) -> Float[Array, "b n kd"]:
   """Rotates interleaved channel pairs (2i, 2i + 1) of every head by their angles, in float32.
 
-  The pairs are swapped by a product with a matrix of 0, 1 and -1, which is exact in any precision:
-  on TPUs, picking every second channel costs more than the projection that made them.
+  Not `paired`, each channel has an angle of its own, as in V-JEPA 2: no rotation then, but what
+  its weights were trained with. The pairs are swapped by a product with a matrix of 0, 1 and -1,
+  which is exact in any precision: on TPUs, picking every second channel costs more than the
+  projection that made them.
   """
-  cos, sin = (jnp.repeat(f(angles), 2, axis=-1)[:, :, None] for f in (jnp.cos, jnp.sin))
+  each = 2 if paired else 1
+  cos, sin = (jnp.repeat(f(angles), each, axis=-1)[:, :, None] for f in (jnp.cos, jnp.sin))
   width = cos.shape[-1]
   swap = np.kron(np.eye(width // 2), [[0, 1], [-1, 0]])
   heads = x.reshape(*x.shape[:2], -1, width)

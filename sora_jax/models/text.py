@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from sora_jax.errors import UserError
 from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp
 from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Float, Int
+
+# What encodes prompts: a module called with word pieces and ids, as `TextEncoder` is.
+Encoder = nn.Module
 
 
 class TextEncoder(nn.Module):
@@ -56,6 +59,9 @@ class TextEncoder(nn.Module):
     return LayerNorm(affine=True, name="norm_out")(x).astype(jnp.float32)
 
 
+NOTHING = -1  # in the place of a word piece
+
+
 class Prompts:
   """Turns prompts into word-piece ids, and knows which words training has seen.
 
@@ -65,13 +71,25 @@ class Prompts:
     known_words: lower-case words of the training captions; empty when unknown.
     cut: what happens to a longer prompt: an error, since cutting drops words, or (for captions in
       training, which must go on) it is cut, with one warning.
+    clean: what is done to a prompt before anything else.
+    ending: how many of the last pieces end a prompt, and stay when it is cut.
+    padded: whether the transformer reads `length` pieces of every prompt, even of an empty one:
+      after its words come `NOTHING`s, whose states are zeros that are attended (Wan).
   """
 
   def __init__(
-    self, tokenizer: Tokenizer, length: int, known_words: Iterable[str] = (), cut: bool = False
+    self,
+    tokenizer: Tokenizer,
+    length: int,
+    known_words: Iterable[str] = (),
+    cut: bool = False,
+    clean: Callable[[str], str] = str,
+    ending: int = 0,
+    padded: bool = False,
   ):
     self.tokenizer, self.length, self.known_words = tokenizer, length, frozenset(known_words)
-    self.cut, self._warned = cut, False
+    self.cut, self.clean, self.ending, self.padded = cut, clean, ending, padded
+    self._warned = False
 
   @classmethod
   def load(
@@ -92,20 +110,30 @@ class Prompts:
     """Rows the encoder's table needs."""
     return self.tokenizer.get_vocab_size()
 
-  def __call__(self, prompts: Sequence[str]) -> list[list[int]]:
-    """The word pieces of each prompt, at most `length`.
+  def check(self, prompts: Sequence[str]) -> None:
+    """Refuses what cannot be a user's prompt. (An empty one may be what guidance leads away from.)
 
     Raises:
       UserError: a prompt is empty, or too long and not to be cut.
     """
+    if any(not self.clean(prompt).strip() for prompt in prompts):
+      raise UserError("The prompt is empty: describe the video in a few words.")
+    self(prompts)
+
+  def __call__(self, prompts: Sequence[str]) -> list[list[int]]:
+    """The word pieces of each prompt, at most `length`, or as many if they are padded.
+
+    Raises:
+      UserError: a prompt is too long and not to be cut.
+    """
     out = []
     for prompt in prompts:
-      if not prompt.strip():
-        raise UserError("The prompt is empty: describe the video in a few words.")
-      ids = self.tokenizer.encode(prompt).ids
+      ids = self.tokenizer.encode(self.clean(prompt)).ids
       if len(ids) > self.length:
         self._too_long(prompt, len(ids))
-      out.append(ids[: self.length])
+        kept = self.length - self.ending
+        ids = ids[:kept] + ids[len(ids) - self.ending :]
+      out.append(ids + [NOTHING] * (self.length - len(ids) if self.padded else 0))
     return out
 
   def _too_long(self, prompt: str, count: int) -> None:

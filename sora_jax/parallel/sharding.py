@@ -47,7 +47,7 @@ RULES: Rules = (
   (r"(^|/)(bias|scale|modulation)$", P()),
   (r"attn\w*/.*(q|k|v|qkv)/kernel$|attention\w*/(q|k|v|qkv)/kernel$", P(WEIGHTS, "tensor")),
   (r"attn\w*/.*(o|out)/kernel$|attention\w*/(o|out)/kernel$", P("tensor", WEIGHTS)),
-  (r"(mlp\w*|text_in)/up/kernel$", P(WEIGHTS, "tensor")),
+  (r"(mlp\w*|text_in)/(up|gate)/kernel$", P(WEIGHTS, "tensor")),
   (r"(mlp\w*|text_in)/down/kernel$", P("tensor", WEIGHTS)),
   (
     r"(^|/)(patch_in|position_in|time_in|time_out|time_modulation|table_in)/kernel$",
@@ -55,6 +55,7 @@ RULES: Rules = (
   ),
   (r"(^|/)patch_out/kernel$", P("tensor", WEIGHTS)),
   (r"(^|/)(pieces|position)$", P("tensor", WEIGHTS)),
+  (r"(^|/)relative$", P(None, "tensor")),
   (r"(^|/)(encoder|decoder|discriminator)/.*kernel$", P(None, WEIGHTS)),
 )
 

@@ -116,10 +116,13 @@ def sample(program: Program) -> Lowered:
   batch = packer.fields(1, recipe.dit.patch_width, recipe.dit.cond_features)
   carry = jax.eval_shape(sampler.start, batch["values"])
   table = sampler.table("euler", np.array([1.0, 0.0]))
+
+  def call(params: Any, batches: Any, carry: Any, table: Any) -> Any:
+    tokens = [read_prompts(recipe.text, params["text"], batch) for batch in batches]
+    return solve(recipe.dit, Guidance(scale=3.0), params["dit"], tokens, carry, table)
+
   with jax.set_mesh(program.mesh):
-    return solve.lower(
-      recipe.dit, recipe.text, Guidance(scale=3.0), stored(program), [batch, batch], carry, table
-    )
+    return jax.jit(call).lower(stored(program), [batch, batch], carry, table)
 
 
 def forward(program: Program) -> Lowered:

@@ -41,10 +41,12 @@ class Recipe(Protocol):
   """What `sora_jax.train.<recipe>.build(config)` returns.
 
   It may also have `trainable` (regex of parameter paths; default: all), `sequence` (whether samples
-  are sequences that the mesh axis `context` can split; default: False), `validation`, which is
-  like `dataset` but of samples that are not trained on, `preview(params, key)` -> {name: uint8
-  video} and `export(params, workdir)`, which is called at each checkpoint and at the end. The last
-  two are given the averaged weights, and called in process 0 only.
+  are sequences that the mesh axis `context` can split; default: False), `after(params, updates)` ->
+  params, pure, which follows each update and changes what is not trained (`updates`: how many came
+  before), `validation`, which is like `dataset` but of samples that are not trained on,
+  `preview(params, key)` -> {name: uint8 video} and `export(params, workdir)`, which is called at
+  each checkpoint and at the end. The last two are given the averaged weights, and called in process
+  0 only.
   """
 
   def init(self, key: PRNGKey) -> Params:
@@ -144,7 +146,7 @@ def build(
   shardings = sharding.param_shardings(state, mesh)
   step = functools.partial(
     train_step, loss=recipe.loss, optimizer=optimizer, seed=int(config.seed),
-    accumulate=train.accumulate,
+    accumulate=train.accumulate, after=getattr(recipe, "after", None),
   )  # fmt: skip
   return Program(
     recipe=recipe,
@@ -167,7 +169,9 @@ def build_recipe(config: ConfigDict) -> Recipe:
   except ModuleNotFoundError as e:
     if e.name != name:
       raise
-    raise UserError(f"There is no recipe {config.recipe!r}; there are vae and t2v.") from None
+    raise UserError(
+      f"There is no recipe {config.recipe!r}; there are vae, t2v and vjepa."
+    ) from None
   return module.build(config)
 
 

@@ -15,17 +15,20 @@ from sora_jax.train.state import TrainState
 from sora_jax.typing import Array, Params, PRNGKey
 
 Loss = Callable[[Params, Any, PRNGKey, Array], tuple[Array, dict[str, Array]]]
+After = Callable[[Params, Array], Params]
 
 
 def train_step(
-  state: TrainState, batch: Any, loss: Loss, optimizer: optim.Optimizer, seed: int, accumulate: int
-) -> tuple[TrainState, dict[str, Array]]:
+  state: TrainState, batch: Any, loss: Loss, optimizer: optim.Optimizer, seed: int, accumulate: int,
+  after: After | None = None,
+) -> tuple[TrainState, dict[str, Array]]:  # fmt: skip
   """Takes one step; a non-finite loss or gradient leaves weights, EMA and moments untouched.
 
   Args:
     batch: a pytree of arrays with a common leading axis.
     loss: (params, batch, key, step) -> (mean loss, other means); see `program.Recipe`.
     accumulate: micro-batches, dividing the leading axis.
+    after: (params, updates before this one) -> params; what it changes is not trained.
 
   Returns:
     The next state, and scalars: the loss' own, `loss`, `grad_norm`, `lr` and `bad_streak`.
@@ -43,7 +46,11 @@ def train_step(
 
   updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
   params = optim.merge(optax.apply_updates(trainable, updates), frozen)
-  learned = (params, optimizer.ema(state.ema, params, state.updates), opt_state)
+  ema = optimizer.ema(state.ema, params, state.updates)
+  if after is not None:
+    params = after(params, state.updates)
+    ema = optim.merge(optimizer.split(ema)[0], optimizer.split(params)[1])
+  learned = (params, ema, opt_state)
   before = (state.params, state.ema, state.opt_state)
   params, ema, opt_state = jax.tree.map(functools.partial(jnp.where, finite), learned, before)
 

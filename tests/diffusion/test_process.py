@@ -42,4 +42,4 @@ def test_more_tokens_mean_more_noise(rng):
 
 def test_schedule_falls_from_start_to_zero():
   t = schedule(10, shift=3.0, start=0.6)
-  assert len(t) == 11 and t[0] == np.float32(0.6) and t[-1] == 0 and (np.diff(t) < 0).all()
+  assert len(t) == 11 and t[0] == 0.6 and t[-1] == 0 and (np.diff(t) < 0).all()

@@ -26,7 +26,7 @@ def test_unknown_words_are_named_once_and_in_order(prompts):
 @pytest.mark.parametrize(("text", "message"), [("  ", "is empty"), ("ball " * 30, "shorten it")])
 def test_empty_and_overlong_prompts_are_refused(prompts, text, message):
   with pytest.raises(UserError, match=message):
-    prompts([text])
+    prompts.check([text])
 
 
 def test_a_damaged_tokenizer_is_named(tmp_path):

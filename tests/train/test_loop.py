@@ -18,11 +18,11 @@ from sora_jax.train.state import TrainState
 from sora_jax.train.step import train_step
 
 
-def saved(workdir) -> dict[str, np.ndarray]:
-  """Everything in the newest checkpoint, by path."""
+def saved(workdir, made=fake_recipe.Recipe) -> dict[str, np.ndarray]:
+  """Everything in the newest checkpoint of a run of the recipe `made`, by path."""
   store = checkpoint.Checkpoints(workdir)
   config = json.loads((workdir / "config.json").read_text())
-  recipe = fake_recipe.Recipe(fake_recipe.get_config(**config["train"]))
+  recipe = made(fake_recipe.get_config(**config["train"]))
   params = jax.eval_shape(recipe.init, jax.random.key(0))
   optimizer = optim.build(config["optim"], params, config["train"]["steps"], recipe.trainable)
   abstract = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)

@@ -1,0 +1,65 @@
+r"""V-JEPA on rendered worlds: clips of 16 frames at 64 px, tubelets of 2 x 8 x 8 pixels.
+
+Masks are the published ones, "short" and "long" (eight blocks of 15 % of the frame, two of 70 %,
+both as long as the clip), and "future": what comes next, which surprise is measured with. An hour
+on two CPU cores is meant; it has not been run at length.
+
+  sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
+  sora-jax train --config=configs/vjepa_toy.py --workdir runs/vjepa
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "full") -> ConfigDict:
+  """`full` (the default) or `smoke`."""
+  config = ConfigDict(dict(
+    recipe="vjepa",
+    seed=0,
+    init_from="",
+    momentum=(0.99, 1.0),
+    model=dict(
+      width=192, layers=6, heads=3, mlp_width=768,
+      predictor_width=96, predictor_layers=4, predictor_heads=3, predictor_mlp_width=384,
+      patch=(2, 8, 8), mask_tokens=3, frames=16, size=64, remat="none",
+    ),
+    masks=dict(
+      context=0.2,
+      targets=0.375,
+      kinds=dict(
+        short=dict(blocks=8, space=0.15), long=dict(blocks=2, space=0.7), future=dict(future=3)
+      ),
+    ),
+    data=dict(
+      workers=0,
+      sources=dict(
+        records=dict(weight=1.0, path="data/worlds"),
+        worlds=dict(weight=0.0, count=10_000, seed=0, height=64, width=64),
+      ),
+      validation=dict(
+        worlds=dict(weight=1.0, count=256, seed=0, split="validation", height=64, width=64)
+      ),
+    ),
+    optim=dict(
+      name="adamw", lr=1e-3, warmup=50, schedule="cosine", final=0.05, decay=0.04, clip=1.0,
+      ema_decay=0.99,
+    ),
+    train=dict(
+      steps=1000, batch_size=16, accumulate=1, log_every=10, checkpoint_every=100,
+      validate_every=200, validate_batches=4, keep=2, mesh=None, max_bad_steps=5,
+    ),
+  ))  # fmt: skip
+  if arg == "smoke":
+    config.model.update(
+      width=48, layers=2, mlp_width=96, predictor_width=24, predictor_layers=1,
+      predictor_mlp_width=48, frames=6, size=32,
+    )  # fmt: skip
+    config.data.sources.records.weight = 0.0
+    config.data.sources.worlds.update(weight=1.0, count=8, height=32, width=32)
+    config.data.validation.worlds.update(count=4, height=32, width=32)
+    config.train.update(
+      steps=4, batch_size=2, log_every=1, checkpoint_every=2, validate_every=4, validate_batches=1
+    )
+  elif arg != "full":
+    raise ValueError(f"configs/vjepa_toy.py takes full or smoke, not {arg!r}")
+  return config

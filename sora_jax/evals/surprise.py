@@ -1,0 +1,123 @@
+"""Surprise: how wrong expected features are, and whether the impossible surprises more.
+
+Garrido et al. 2025 (arXiv:2502.11831), on our worlds. A scorer maps clips to a number per moment;
+V-JEPA's is the error of its predictor, which any model's own loss can stand in for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from sora_jax.data.transforms import to_float
+from sora_jax.errors import UserError
+from sora_jax.evals.features import PIECE, in_pieces
+from sora_jax.evals.report import Results, proportion
+from sora_jax.interop import native
+from sora_jax.models.vjepa import VJEPA, standardised, tubelets
+from sora_jax.typing import Float, Params, UInt8, Video
+from sora_jax.worlds.impossible import Pair
+
+Scorer = Callable[[UInt8[np.ndarray, "b t h w 3"]], Float[np.ndarray, "b s"]]
+FUTURE = "future"  # the kind of mask that training asks for the future with
+
+
+def surprise(vjepa: VJEPA, params: Params, video: Video, mask: int) -> Float[jax.Array, "b s"]:
+  """Mean absolute error of the features predicted for each frame of the grid but the first.
+
+  The context is everything before it, and the truth is what the target encoder makes of it and
+  everything before: what comes later changes nothing.
+
+  Args:
+    params: `encoder`, `predictor` and `target`.
+    mask: the kind of mask to ask with.
+  """
+  values, positions = tubelets(video, vjepa.patch)
+  times = positions[..., 0].astype(jnp.int32)
+  frames = video.shape[1] // vjepa.patch[0]
+  size = values.shape[1] // frames
+  target = {"params": {"encoder": params["target"]}}
+  learned = {"params": {name: params[name] for name in ("encoder", "predictor")}}
+
+  def at(moment: jax.Array) -> jax.Array:
+    part = lambda x: jax.lax.dynamic_slice_in_dim(x, moment * size, size, axis=1)  # noqa: E731
+    past, present = ((times < m).astype(jnp.int32) for m in (moment, moment + 1))
+    seen = vjepa.apply(learned, values, positions, past, method="encode")
+    expected = vjepa.apply(
+      learned, seen, positions, part(positions), past, mask=mask, method="predict"
+    )
+    found = part(vjepa.apply(target, values, positions, present, method="encode"))
+    return jnp.mean(jnp.abs(expected.astype(jnp.float32) - standardised(found)), axis=(1, 2))
+
+  return jax.lax.map(at, jnp.arange(1, frames)).T
+
+
+_surprise = jax.jit(surprise, static_argnums=(0, 3))
+
+
+@dataclass(frozen=True, eq=False)
+class Surprise:
+  """Callable: uint8 clips `b t h w 3` -> surprise `b s`, for each frame of the grid but the first.
+
+  Attributes: see `surprise`.
+  """
+
+  vjepa: VJEPA
+  params: Params
+  mask: int = 1
+
+  @classmethod
+  def load(cls, name: str | os.PathLike[str]) -> Surprise:
+    """That of a checkpoint of recipe `vjepa`.
+
+    Raises:
+      UserError: there is no such checkpoint, or it was never asked for the future.
+    """
+    vjepa, params = native.load_vjepa(name)
+    kinds = sorted(native.read_config(native.find(name))["training"]["masks"]["kinds"])
+    if FUTURE not in kinds:
+      raise UserError(f"{name} was trained with no kind of mask {FUTURE!r}; there are {kinds}.")
+    return cls(vjepa, params, kinds.index(FUTURE))
+
+  def __call__(self, clips: UInt8[np.ndarray, "b t h w 3"]) -> Float[np.ndarray, "b s"]:
+    return in_pieces(lambda x: _surprise(self.vjepa, self.params, to_float(x), self.mask), clips)
+
+
+def expectation(scorer: Scorer, pairs: Iterable[Pair]) -> Results:
+  """Share of pairs whose impossible clip surprises more, by its largest and by its mean surprise.
+
+  Chance is one half; a scorer that finds both clips alike gets 0. Metrics are "max" and "mean", of
+  all pairs, of each setting ("hidden", "open") and of each kind; rows hold both numbers of a pair.
+  """
+  results = Results()
+  remaining = iter(pairs)
+  while some := list(islice(remaining, PIECE // 2)):
+    clips = np.stack([clip for pair in some for clip in (pair.possible, pair.impossible)])
+    for pair, scores in zip(
+      some, rearrange(scorer(clips), "(b two) s -> b two s", two=2), strict=True
+    ):
+      row: dict[str, Any] = {"id": pair.id, "kind": pair.kind, "event": pair.event}
+      for name, reduce in (("max", np.max), ("mean", np.mean)):
+        possible, impossible = (float(reduce(x)) for x in scores)
+        row[name] = {"possible": possible, "impossible": impossible}
+      results.rows.append(row)
+  kinds = {row["kind"] for row in results.rows}
+  groups = ["all", *sorted({kind.partition("_")[0] for kind in kinds} | kinds)]
+  for name in ("max", "mean"):
+    results.metrics[name] = {
+      group: proportion(
+        row[name]["impossible"] > row[name]["possible"]
+        for row in results.rows
+        if group in ("all", row["kind"], row["kind"].partition("_")[0])
+      )
+      for group in groups
+    }
+  return results

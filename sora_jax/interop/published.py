@@ -1,0 +1,175 @@
+"""Components of published models: which of our modules each is, and its weights, placed as read.
+
+A component is a folder with a config.json, which names its class, and safetensors (`shards`). The
+classes that load are those of the modules in `MODULES`; each of them keeps the contract of `names`.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sora_jax.errors import UserError
+from sora_jax.interop import names, t5, wan_dit, wan_vae
+from sora_jax.interop.folders import read_json
+from sora_jax.interop.names import Rule
+from sora_jax.interop.shards import Weights
+from sora_jax.parallel import sharding
+from sora_jax.typing import Params
+
+LARGE = 2**28  # bytes
+MODULES: tuple[ModuleType, ...] = (wan_dit, wan_vae, t5)
+
+
+@dataclass(frozen=True)
+class Component:
+  """A module and where its weights are; nothing of them is read yet, but all of it is checked.
+
+  Attributes:
+    module: ours, computing in the type asked for.
+    rules: from the tensors' names to our parameters.
+    shapes: of our parameters, as nested dicts.
+    tensors: the weights.
+  """
+
+  module: Any
+  rules: Sequence[Rule]
+  shapes: Params
+  tensors: Mapping[str, np.ndarray]
+
+  def __post_init__(self) -> None:
+    for _ in self.pieces():  # views of files: this reads headers only
+      pass
+
+  @property
+  def stored(self) -> Params:
+    """Our parameters as sampling keeps them: float32, or what the module stores them as."""
+    store = getattr(self.module, "stored", lambda params: params)
+    return jax.eval_shape(store, self.shapes)
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of all parameters as stored."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.stored))
+
+  def pieces(self) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    """Our parameters layer by layer, as in the files; see `names.pieces`."""
+    return names.pieces(self.tensors, self.rules, self.shapes)
+
+  def place(self, mesh: Mesh) -> Params:
+    """Reads the parameters, each to where the table of shardings wants it.
+
+    On the host there is one layer of one parameter at a time: those of a stack go one by one into
+    a buffer on the devices.
+    """
+    like = names.flatten(self.stored)
+    places = names.flatten(sharding.param_shardings(self.stored, mesh))
+    flat: dict[str, Any] = {}
+    for path, layer, array in self._parts():
+      dtype, place = like[path].dtype, places[path]
+      own = np.array(array, dtype, order="C")  # not the file's own pages
+      if layer is None:
+        flat[path] = jax.block_until_ready(jax.device_put(own, place))
+        continue
+      if layer == 0:
+        flat[path] = _blank(like[path].shape, dtype, place)
+      part = NamedSharding(mesh, P(*place.spec[1:]))
+      flat[path] = jax.block_until_ready(_put(flat[path], jax.device_put(own, part), layer))
+    return names.unflatten(flat)
+
+  def _parts(self) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    """The pieces, stacks that are large in the files taken apart, too."""
+    for path, layer, array in self.pieces():
+      if layer is None and array.ndim > 2 and array.nbytes > LARGE:
+        yield from ((path, i, part) for i, part in enumerate(array))
+      else:
+        yield path, layer, array
+
+
+def module_of(config: Mapping[str, Any], where: Path) -> ModuleType:
+  """The module whose class a config.json names.
+
+  Raises:
+    UserError: none loads it; says which do.
+  """
+  found = config.get("_class_name") or (config.get("architectures") or [None])[0]
+  for module in MODULES:
+    if found in classes(module):
+      return module
+  known = ", ".join(name for module in MODULES for name in classes(module))
+  raise UserError(f"{where} is of class {found}, which does not load here: {known} do.")
+
+
+def classes(module: ModuleType) -> tuple[str, ...]:
+  """The published classes that a module of the contract loads."""
+  return module.NAMES if hasattr(module, "NAMES") else (module.NAME,)
+
+
+def returned(contract: ModuleType) -> type:
+  """The class of ours that a contract's components become."""
+  return typing.get_type_hints(contract.from_config)["return"]
+
+
+def writer_of(module: Any) -> tuple[ModuleType, dict[str, Any]]:
+  """What writes one of our modules, and the config.json of it.
+
+  Raises:
+    UserError: it has no published counterpart.
+  """
+  reason = f"A {type(module).__name__} has no published counterpart: it cannot be written."
+  for contract in MODULES:
+    if returned(contract) is type(module):
+      try:
+        return contract, contract.to_config(module)
+      except UserError as error:  # another contract may be of the same class
+        reason = str(error)
+  raise UserError(reason)
+
+
+def read_component(folder: Path, dtype: Any = None) -> Component:
+  """The component in a folder.
+
+  Args:
+    dtype: what it computes in; None is float32.
+
+  Raises:
+    UserError: its class does not load; a file is missing or damaged; or weights and config.json are
+      of different models. Weights themselves are not read yet.
+  """
+  config = read_json(folder / "config.json")
+  contract = module_of(config, folder / "config.json")
+  try:
+    module = contract.from_config(config)
+  except KeyError as error:
+    raise UserError(f"{folder / 'config.json'} does not say {error}: get it again.") from error
+  return of(contract, module if dtype is None else module.clone(dtype=dtype), Weights.open(folder))
+
+
+def of(contract: ModuleType, module: Any, tensors: Mapping[str, np.ndarray]) -> Component:
+  """A component whose tensors have their published names."""
+  return Component(module, contract.rules(module), contract.shapes(module), tensors)
+
+
+def own(module: Any, shapes: Params, tensors: Mapping[str, np.ndarray]) -> Component:
+  """A component whose tensors are called as our parameters are."""
+  return Component(module, [Rule(path, path) for path in names.flatten(shapes)], shapes, tensors)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
+  return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+
+
+def _blank(shape: tuple[int, ...], dtype: Any, place: NamedSharding) -> jax.Array:
+  return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
