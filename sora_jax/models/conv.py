@@ -191,7 +191,7 @@ class CausalConv(nn.Module):
     bias = self.param("bias", self.bias_init, (self.features,))
     # Whole, whatever it is split over: what moves is kernels, and of a video only its borders.
     kernel = gather("/".join((*self.path, "kernel")), kernel, self.dtype)
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     depth = self.kernel[0] - self.strides[0]
     past = swap_past(self, x, depth, before)
     if past is not None:
