@@ -32,7 +32,7 @@ def conv3d(
   strides: tuple[int, int, int] = (1, 1, 1),
   padding: Padding = ((0, 0), (0, 0), (0, 0)),
 ) -> Float[Array, "b _ _ _ o"]:
-  """3-D convolution, by whichever of two equal formulas the backend runs faster.
+  """3-D convolution, by whichever of two equal formulas the backend runs faster; in float32.
 
   Args:
     x: a video of features.
@@ -46,9 +46,10 @@ def conv3d(
 
 def conv3d_direct(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> Array:
   """The convolution as one operation."""
-  return lax.conv_general_dilated(
+  y = lax.conv_general_dilated(
     x, kernel, strides, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
   )
+  return y.astype(jnp.float32)
 
 
 def conv3d_folded(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> Array:
@@ -64,8 +65,8 @@ def conv3d_folded(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pa
     raise ValueError("conv3d_folded takes no padding after the last frame")
   length = (x.shape[1] + before - kernel.shape[0]) // stride + 1
   if not length:
-    shape = jax.eval_shape(lambda x: conv3d_direct(x, kernel, strides, padding), x)
-    return jnp.zeros(shape.shape, shape.dtype)
+    shape = jax.eval_shape(lambda x: conv3d_direct(x, kernel, strides, padding), x).shape
+    return jnp.zeros(shape, jnp.float32)
   last = (length - 1) * stride  # where the last output's taps begin
   unread = max(0, before - last)
   kernel, before = kernel[unread:], before - unread
@@ -78,7 +79,7 @@ def conv3d_folded(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pa
 def _conv2d(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> Array:
   """The same 2-D convolution on every frame."""
   if kernel.shape[:2] == (1, 1) and strides == (1, 1):
-    return x @ kernel[0, 0]
+    return jnp.matmul(x, kernel[0, 0], preferred_element_type=jnp.float32)
   frames = rearrange(x, "b t h w c -> (b t) h w c")
   y = _conv_frames(frames, kernel, strides, padding)
   return rearrange(y, "(b t) h w c -> b t h w c", t=x.shape[1])
@@ -86,8 +87,13 @@ def _conv2d(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv_frames(x: Array, kernel: Array, strides: tuple[int, ...], padding: Padding) -> Array:
+  return _conv_2d(x, kernel, strides, padding, jnp.float32)
+
+
+def _conv_2d(x: Array, kernel: Array, strides: Any, padding: Padding, dtype: Any) -> Array:
+  layout = ("NHWC", "HWIO", "NHWC")
   return lax.conv_general_dilated(
-    x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    x, kernel, strides, padding, dimension_numbers=layout, preferred_element_type=dtype
   )
 
 
@@ -103,7 +109,8 @@ def _conv_frames_bwd(strides, padding, saved, dy):
   Each device sums over its own share of the frames.
   """
   x, kernel = saved
-  (dx,) = jax.linear_transpose(lambda x: _conv_frames.fun(x, kernel, strides, padding), x)(dy)
+  dy = dy.astype(x.dtype)
+  (dx,) = jax.linear_transpose(lambda x: _conv_2d(x, kernel, strides, padding, x.dtype), x)(dy)
   (kh, kw), (sh, sw) = kernel.shape[:2], strides
   h, w = dy.shape[1:3]
 
@@ -184,14 +191,16 @@ class CausalConv(nn.Module):
     bias = self.param("bias", self.bias_init, (self.features,))
     # Whole, whatever it is split over: what moves is kernels, and of a video only its borders.
     kernel = gather("/".join((*self.path, "kernel")), kernel, self.dtype)
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     depth = self.kernel[0] - self.strides[0]
     past = swap_past(self, x, depth, before)
     if past is not None:
       x = jnp.concatenate([past, x], axis=1)
     around = [(k // 2, k // 2) if s == 1 else (0, s - 1)
               for k, s in zip(self.kernel[1:], self.strides[1:], strict=True)]  # fmt: skip
-    return conv3d(x, kernel, self.strides, ((0 if past is not None else depth, 0), *around)) + bias
+    padding = ((0 if past is not None else depth, 0), *around)
+    # The bias comes before the sum is rounded.
+    return (conv3d(x, kernel, self.strides, padding) + bias).astype(x.dtype)
 
 
 def swap_past(module: nn.Module, x: Array, depth: int, before: Array | None) -> Array | None:

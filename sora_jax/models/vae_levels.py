@@ -25,6 +25,11 @@ _FINE, _COARSE = "b (t p) (h q) (w r) c", "b t h w (c p q r)"
 EPS = 1e-8  # of the norms: small beside any real activation (Wan has none), finite gradient at 0
 
 
+def silu(x: Array) -> Array:
+  """x * sigmoid(x), rounded once: in bfloat16 XLA rounds each step of it."""
+  return nn.silu(x.astype(jnp.float32)).astype(x.dtype)
+
+
 class ResBlock(nn.Module):
   """Two normalised convolutions beside the input. The second starts at zero."""
 
@@ -35,8 +40,8 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b t h w i"]) -> Float[Array, "b t h w o"]:
     conv = partial(CausalConv, self.features, (self.kernel_t, 3, 3), dtype=self.dtype)
-    y = conv(name="conv1")(nn.silu(RMSNorm(EPS, name="norm1")(x)))
-    y = nn.silu(RMSNorm(EPS, name="norm2")(y))
+    y = conv(name="conv1")(silu(RMSNorm(EPS, name="norm1")(x)))
+    y = silu(RMSNorm(EPS, name="norm2")(y))
     y = conv(name="conv2", kernel_init=nn.initializers.zeros)(y)
     if x.shape[-1] != self.features:
       x = CausalConv(self.features, (1, 1, 1), dtype=self.dtype, name="shortcut")(x)
@@ -176,7 +181,7 @@ class Encoder(nn.Module):
       if self.shortcuts:
         x = x + fold(start, width, strides, first)
     x = Middle(self.kernel_t[-1], self.mid_attention, self.dtype, name="middle")(x)
-    x = nn.silu(RMSNorm(EPS, name="norm_out")(x))
+    x = silu(RMSNorm(EPS, name="norm_out")(x))
     return conv(self.features, (self.kernel_t[-1], 3, 3), name="conv_out")(x)
 
 
@@ -207,6 +212,6 @@ class Decoder(nn.Module):
         x = Upsample(features, time, self.dtype, name=f"level_{i}_up")(x, first)
         if self.shortcuts:
           x = x + unfold(start, features, (1 + time, 2, 2), first)
-    x = nn.silu(RMSNorm(EPS, name="norm_out")(x))
+    x = silu(RMSNorm(EPS, name="norm_out")(x))
     kernel = (self.kernel_t[0], 3, 3)
     return conv(self.features, kernel, kernel_init=self.last_init, name="conv_out")(x)

@@ -22,7 +22,8 @@ CONFIGS = {  # with a size: frames, rows, columns
                         out_channels=5), (1, 2, 14)),
   "2.2": (dict(WAN22, dim_mult=[1, 2, 4, 4], temperal_downsample=[False, True, True],
                decoder_base_dim=6), (9, 16, 48)),
-  "2.2, time first": (dict(WAN22, dim_mult=[1, 2], temperal_downsample=[True]), (17, 12, 20)),
+  "2.2, time first": (dict(WAN22, dim_mult=[1, 2, 2], temperal_downsample=[True, False]),
+                      (17, 8, 24)),
   "2.2, no patches": (dict(is_residual=True, dim_mult=[1, 1], temperal_downsample=[True],
                            decoder_base_dim=4), (1, 10, 6)),
 }  # fmt: skip
@@ -73,7 +74,11 @@ def test_outputs_and_gradients(name):
   outputs = [posterior.mean, posterior.logvar, theirs.decode(posterior.mean).sample]
   weights = [rng.normal(size=last(x).shape).astype(np.float32) for x in outputs]
   sum((x * first(w)).sum() for x, w in zip(outputs, weights, strict=True)).backward()
-  expected = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
+  # One frame leaves the convolutions over time out of it.
+  expected = {
+    name: (torch.zeros_like(p) if p.grad is None else p.grad).numpy()
+    for name, p in theirs.named_parameters()
+  }
   theirs.zero_grad()
 
   @jax.jit
