@@ -42,6 +42,7 @@ TEST = [
   # Compiles for TPUs with none at hand; what jax[tpu]==0.10.2 asks for.
   "libtpu==0.0.42.*; sys_platform == 'linux' and platform_machine == 'x86_64'",
   "mypy>=1.18",
+  "peft>=0.17",  # with which diffusers reads and writes adapters
   "pytest>=9.0",
   "ruff>=0.14",
   "torch==2.13.0",
