@@ -43,6 +43,7 @@ TEST = [
   "libtpu==0.0.42.*; sys_platform == 'linux' and platform_machine == 'x86_64'",
   "mistral-common==1.9.0",  # a real sentencepiece model inside; later ones hold numpy back
   "mypy>=1.18",
+  "peft>=0.17",  # with which diffusers reads and writes adapters
   "protobuf>=5",  # with sentencepiece: transformers reads its models with both, we with neither
   "pytest>=9.0",
   "ruff>=0.14",

@@ -73,8 +73,10 @@ def read(path: str | os.PathLike[str], rules: Sequence[Rule], shapes: Params) ->
     if match is None or match[1] not in places:
       raise UserError(f"The adapter has a tensor for no linear map of this model: {name}.")
     rule, layer = places[match[1]]
-    parts = found[rule.ours].setdefault(layer, (match[1], {}))[1]
-    parts[PARTS[match[2] or match[3]]] = tensor
+    parts, part = found[rule.ours].setdefault(layer, (match[1], {}))[1], PARTS[match[2] or match[3]]
+    if part in parts:
+      raise UserError(f"The adapter has the tensor {name} twice, under two names.")
+    parts[part] = tensor
   adapter: dict[str, np.ndarray] = {}
   for rule in _linear(rules):
     if layers := found.get(rule.ours):
