@@ -171,7 +171,8 @@ def _wan_vae(folder: Path, vae: VideoVAE, params: Params, rng: np.random.Generat
     lambda params, x: vae.apply({"params": params}, x, method=method)
   )(params, x)
   yield "encoder", error_of(run(vae.encode, video)[0], _channels_last(latents))
-  yield "decoder", error_of(run(vae.decode, _channels_last(latents)), _channels_last(pixels))
+  decoded = jnp.clip(run(vae.decode, _channels_last(latents)), -1, 1)  # as the reference does
+  yield "decoder", error_of(decoded, _channels_last(pixels))
 
 
 def _text_encoder(

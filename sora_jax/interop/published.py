@@ -89,14 +89,13 @@ class Component:
     flat: dict[str, Any] = {}
     for path, layer, array in self._parts():
       dtype, place = like[path].dtype, places[path]
-      own = np.array(array, dtype, order="C")  # not the file's own pages
       if layer is None:
-        flat[path] = jax.block_until_ready(jax.device_put(own, place, may_alias=False))
+        flat[path] = _send(array, dtype, place)
         continue
       if layer == 0:
         flat[path] = jnp.zeros(like[path].shape, dtype, device=place)
-      part = NamedSharding(mesh, P(*place.spec[1:]))
-      flat[path] = jax.block_until_ready(_put(flat[path], jax.device_put(own, part), layer))
+      part = _send(array, dtype, NamedSharding(mesh, P(*place.spec[1:])))
+      flat[path] = jax.block_until_ready(_put(flat[path], part, layer))
     return names.unflatten(flat)
 
   def _parts(self) -> Iterator[tuple[str, int | None, np.ndarray]]:
@@ -175,6 +174,12 @@ def of(contract: ModuleType, module: Any, tensors: Mapping[str, np.ndarray]) -> 
 def own(module: Any, shapes: Params, tensors: Mapping[str, np.ndarray]) -> Component:
   """A component whose tensors are called as our parameters are."""
   return Component(module, [Rule(path, path) for path in names.flatten(shapes)], shapes, tensors)
+
+
+def _send(array: np.ndarray, dtype: Any, place: NamedSharding) -> jax.Array:
+  """Puts a part of a file where it belongs; the host's copy is gone when this returns."""
+  own = np.array(array, dtype, order="C")
+  return jax.block_until_ready(jax.device_put(own, place, may_alias=False))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
