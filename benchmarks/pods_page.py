@@ -90,8 +90,8 @@ def growth(lines: Sequence[Line]) -> str:
 
 def beside(pairs: Sequence[tuple[Line, Line]]) -> str:
   """Ours over the peer's; the mean is over the first of the peer's for each of ours."""
-  columns = ("ours", "topology", "step", "the peer's", "memory", "sent",
-             "cycles outside attention", "attention forwards", "padding", "compile s")  # fmt: skip
+  columns = ("ours", "topology", "step", "the peer's", "memory", "sent", "cycles outside attention",
+             "attention forwards", "padding", "compile s (its CPU s)")  # fmt: skip
   figures: tuple[Callable[[Line], float], ...] = (memory, sent, lambda line: line["cycles"])
   rows, first = [], {}
   for ours, theirs in pairs:
@@ -101,7 +101,7 @@ def beside(pairs: Sequence[tuple[Line, Line]]) -> str:
     rows.append([
       name(ours), f"`{ours['row'][1]}`", ours["row"][2], theirs["row"][3],
       *(f"{ratio:.2f}" for ratio in ratios), both("attention_forwards", ".2f"),
-      both("padding", ".1%"), both("compile_seconds", ".0f"),
+      both("padding", ".1%"), f"{both('compile_seconds', '.0f')} ({theirs['cpu_seconds']:.0f})",
     ])  # fmt: skip
   means = [f"{math.prod(x) ** (1 / len(x)):.2f}" for x in zip(*first.values(), strict=True)]
   return markdown(columns, [*rows, ["geometric mean", "", "", "", *means, "", "", ""]])

@@ -200,7 +200,9 @@ def gather(path: str, kernel: ArrayLike, dtype: Any, rules: Rules = RULES) -> ja
   """A parameter as a layer uses it: whole but for `tensor`, and in `dtype` (None: its own).
 
   It travels in that type, and so does its gradient, to the devices that keep its parts: one mesh
-  axis after the other, since XLA gathers over all chips of a slice at once by adding up zeros.
+  axis after the other, since XLA gathers over all chips of a slice at once by adding up zeros. The
+  barrier keeps XLA from dividing the product that follows into one for each part, which on some
+  slices it does to pass the parts round a ring; so many small products take twice the cycles.
   """
   mesh = jax.sharding.get_abstract_mesh()
   kernel = jnp.asarray(kernel)
@@ -217,7 +219,7 @@ def _gather(x: jax.Array, kept: Any, used: Any, split: P) -> jax.Array:
   x = x.astype(used)
   for spec in (_without(split, "context"), _without(split, *WEIGHTS)):
     x = jax.lax.with_sharding_constraint(x, spec)
-  return x
+  return jax.lax.optimization_barrier(x)
 
 
 def _gather_forward(x: jax.Array, kept: Any, used: Any, split: P) -> tuple[jax.Array, None]:
