@@ -82,7 +82,7 @@ def test_the_mean_is_trained_by_the_simple_loss_alone(rng):
   simple, vlb, total = grads(jnp.array([0.7, 0.2]))
   assert abs(simple[0]) > 1e-3 and abs(vlb[1]) > 1e-4
   assert vlb[0] == 0 and simple[1] == 0
-  np.testing.assert_allclose(total, [simple[0], 0.001 * vlb[1]], rtol=1e-5)
+  np.testing.assert_allclose(total, [simple[0], 0.001 * vlb[1]], rtol=1e-3)
   loss, parts = ddpm.loss(CHAIN, lambda x_t, time: 0.5 * x_t, x, key)
   assert parts.keys() == {"simple"} and loss == parts["simple"]
 
