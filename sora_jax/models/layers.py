@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from sora_jax.models import lora
 from sora_jax.models.patch import rotate
@@ -80,7 +81,7 @@ class Dense(nn.Module):
     x, down, up = nn.dtypes.promote_dtype(x, down, up, dtype=y.dtype)
     return y + lora.low_rank(x, down, up, alpha)
 
-  def _used(self, name: str, matrix: Array) -> Array:
+  def _used(self, name: str, matrix: ArrayLike) -> ArrayLike:
     return gather("/".join((*self.path, name)), matrix, self.dtype) if self.gathered else matrix
 
 
