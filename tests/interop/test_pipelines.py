@@ -34,7 +34,7 @@ def model(repository):
 def latents_of(model, prompt, negative, seed, **settings):
   """What our sampler makes before it is decoded."""
   request = model.request(size=(32, 48), frames=9, **settings)
-  denoiser = model._denoiser(request)
+  denoiser = model.denoiser(request)
   window = Window(np.zeros((1, *LATENT, 4), np.float32), np.zeros(LATENT, bool), [()])
   return denoiser(
     window, 0, stories=[Story.of(prompt)], negative=negative, seed=seed, samples=np.arange(1),
@@ -115,7 +115,7 @@ def test_the_defaults_are_the_published_ones(model):
   request = model.request()
   wanted = dict(steps=50, guidance=5.0, shift=3.0, sampler="unipc", frames=81, size=[480, 832])
   assert {key: request[key] for key in wanted} == wanted
-  assert model._denoiser(request).rate == 8.0  # latent frames are one unit of time apart
+  assert model.denoiser(request).rate == 8.0  # latent frames are one unit of time apart
 
 
 def test_compute_type(repository):
