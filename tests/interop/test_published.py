@@ -60,8 +60,8 @@ def test_kernels_take_the_type_asked_for_and_the_rest_stays_float32(folder):
 def test_the_host_holds_about_one_tensor_at_a_time(tmp_path):
   """Less than the largest shard, of a model of many shards: numpy's own memory is what counts."""
   torch.manual_seed(0)
-  model = make_transformer(num_attention_heads=8, attention_head_dim=24, ffn_dim=768, num_layers=6)
-  model.save_pretrained(tmp_path, max_shard_size="1MB")
+  model = make_transformer(num_attention_heads=8, attention_head_dim=48, ffn_dim=1536, num_layers=4)
+  model.save_pretrained(tmp_path, max_shard_size="3MB")
   sizes = [file.stat().st_size for file in tmp_path.glob("*.safetensors")]
   assert len(sizes) > 10 and sum(sizes) > 10 * max(sizes)
   component = published.read_component(tmp_path)
