@@ -107,7 +107,10 @@ class T2VRecipe:
     if self.text is not None:
       return Prompts.load(wordpieces.TOKENIZER, self.text.length, cut=True)
     theirs = self.source.prompts
-    return Prompts(theirs.tokenizer, theirs.length, cut=True, padded=theirs.padded)
+    return Prompts(
+      theirs.tokenizer, theirs.length, cut=True, clean=theirs.clean, ending=theirs.ending,
+      padded=theirs.padded,
+    )  # fmt: skip
 
   @functools.cached_property
   def source(self) -> pipelines.Parts:

@@ -36,7 +36,8 @@ def params():
 
 
 def reader_of(params, padded=True, place=None):
-  prompts = Prompts.load(wordpieces.TOKENIZER, LENGTH, cut=True, padded=padded)
+  tokenizer = Prompts.load(wordpieces.TOKENIZER, LENGTH).tokenizer
+  prompts = Prompts(tokenizer, LENGTH, cut=True, padded=padded)
   tensors = {name: np.asarray(x) for name, x in flatten(params).items()}
   return Reader(TEXT, prompts, tensors, place or (lambda mesh: params))
 
