@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from sora_jax.errors import UserError
-  from sora_jax.generate.model import VideoModel, load
+  from sora_jax.generate.classes import ClassModel
+  from sora_jax.generate.load import load
+  from sora_jax.generate.model import VideoModel
 
 _PUBLIC = {
-  "load": "sora_jax.generate.model",
+  "load": "sora_jax.generate.load",
+  "ClassModel": "sora_jax.generate.classes",
   "VideoModel": "sora_jax.generate.model",
   "UserError": "sora_jax.errors",
 }
 
-__all__ = ["UserError", "VideoModel", "load"]
+__all__ = ["ClassModel", "UserError", "VideoModel", "load"]
 
 
 def __getattr__(name: str) -> Any:

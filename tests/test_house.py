@@ -41,9 +41,9 @@ RESERVED = {
   "mujoco": ("worlds/",),
   "flax.linen": ("models/", "evals/"),
   # `sora-jax convert --check` runs the reference implementations, where they are installed.
-  "torch": ("interop/check.py",),
-  "diffusers": ("interop/check.py",),
-  "transformers": ("interop/check.py",),
+  "torch": ("interop/probes.py",),
+  "diffusers": ("interop/probes.py",),
+  "transformers": ("interop/probes.py",),
   "torchvision": (),
   "tensorflow": (),
 }

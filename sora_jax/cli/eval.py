@@ -71,16 +71,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   folder = report.open_folder(args.out)
 
-  import sora_jax
   from sora_jax.evals import suites, tasks
+  from sora_jax.generate import model as generate
   from sora_jax.generate.codec import Codec
   from sora_jax.provenance import commit
 
   if args.suite == "text":
-    model = sora_jax.load(args.checkpoint)
+    model = generate.load(args.checkpoint)
     results = suites.text(model, count, args.seed, args.fvd, folder / "samples.png")
   elif args.suite == "tasks":
-    results = tasks.suite(sora_jax.load(args.checkpoint), count, args.seed)
+    results = tasks.suite(generate.load(args.checkpoint), count, args.seed)
   else:
     autoencoder = Codec.load(args.checkpoint)
     if args.videos:

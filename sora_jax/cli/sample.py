@@ -1,4 +1,4 @@
-"""`sora-jax sample`: a prompt becomes a video, around what is given of it."""
+"""`sora-jax sample`: a prompt becomes a video, around what is given of it; a class an image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from sora_jax.cli.data import parse_size
@@ -27,7 +28,23 @@ EXAMPLES = """examples:
   sora-jax sample "a red ball rolls to the left" --mesh data=2,context=4 --out ball.mp4
   sora-jax sample "a cat and a dog bake a cake" --checkpoint hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers \
       --dtype bfloat16 --out cake.mp4
+  sora-jax sample "a red ball rolls to the left" --checkpoint runs/calibrated --cache 0.1 \
+      --out ball.mp4
+  sora-jax sample "a cat and a dog bake a cake" --checkpoint hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers \
+      --lora runs/wan/export:0.8 --out cake.mp4
+  sora-jax sample "golden retriever; tabby; 207" --checkpoint path/to/DiT-XL-2-256 \
+      --out animals.png
+
+With a model of images of classes, PROMPT is the name or the number of a class, or several,
+separated by semicolons.
 """
+
+# What only a model of videos can use, and what it is where it is not given.
+VIDEO_ONLY = dict(
+  task="generate", image=None, video=[], mask=None, missing=None, storyboard=None, direction=None,
+  strength=None, fit="crop", paste=False, negative="", size=None, frames=None, fps=None, mesh=None,
+  lora=[], cache=None,
+)  # fmt: skip
 
 
 def add_parser(verbs: Any) -> None:
@@ -48,6 +65,11 @@ def add_parser(verbs: Any) -> None:
     metavar="NAME|DIR|hf:ID",
     help="a shipped name, a folder of ours or in the hub's layout, or a model of the hub [toy]",
   )
+  _add_given(parser)
+  _add_solver(parser)
+
+
+def _add_given(parser: argparse.ArgumentParser) -> None:
   given = parser.add_argument_group("what is given")
   given.add_argument(
     "--task",
@@ -76,6 +98,9 @@ def add_parser(verbs: Any) -> None:
   )
   given.add_argument("--fit", default="crop", metavar="crop|pad|stretch")
   given.add_argument("--paste", action="store_true", help="put the given pixels back at the end")
+
+
+def _add_solver(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--negative", default="", metavar="TEXT", help="what to lead away from")
   parser.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
   parser.add_argument("--size", type=parse_size, metavar="HxW", help="height x width in pixels")
@@ -88,8 +113,22 @@ def add_parser(verbs: Any) -> None:
   parser.add_argument("--fps", type=float, metavar="N", help="frames per second")
   parser.add_argument("--steps", type=int, metavar="N", help="solver steps")
   parser.add_argument("--guidance", type=float, metavar="X", help="pull of the prompt, 1 = none")
-  parser.add_argument("--sampler", metavar="NAME", help="euler, heun, dpm++ or unipc")
+  parser.add_argument("--sampler", metavar="NAME", help="euler, heun, dpm++ or unipc; ddpm or ddim")
   parser.add_argument("--shift", type=float, metavar="X", help="more of the steps at high noise")
+  parser.add_argument(
+    "--cache",
+    type=float,
+    metavar="X",
+    help="step caching, of a calibrated checkpoint: larger is faster and less exact, 0 is none",
+  )
+  parser.add_argument(
+    "--lora",
+    type=parse_adapter,
+    metavar="FILE[:WEIGHT]",
+    action="append",
+    default=[],
+    help="an adapter, at so much of its strength [1]; may be given several times",
+  )
   parser.add_argument(
     "--dtype", choices=("float32", "bfloat16"), help="to compute in [what the checkpoint says]"
   )
@@ -111,6 +150,15 @@ def parse_mesh(text: str) -> dict[str, int]:
       raise UserError(f"--mesh {text} is not a mesh: write each axis once, as in context=4,data=2.")
     sizes[axis] = int(size)
   return sizes
+
+
+def parse_adapter(text: str) -> tuple[str, float]:
+  """Reads "FILE" or "FILE:WEIGHT"."""
+  file, _, weight = text.rpartition(":")
+  try:
+    return (file, float(weight)) if file else (text, 1.0)
+  except ValueError:  # the colon is part of the name
+    return text, 1.0
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -141,11 +189,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     raise UserError("The prompt is empty: describe the video in a few words.")
   if args.seed < 0:
     raise UserError(f"The seed is {args.seed} but must not be negative.")
+  for file, _ in args.lora:
+    if not Path(file).exists():
+      raise UserError(f"There is no adapter {file}: give a file, or a folder that holds one.")
 
+  from sora_jax.generate import classes
   from sora_jax.generate import model as generate
 
   generate.enable_compilation_cache()
+  if classes.holds(args.checkpoint):
+    return _images(args)
   model = generate.load(args.checkpoint, args.mesh, args.dtype)
+  for file, weight in args.lora:
+    model = model.adapted(file, weight)
   defaults = model.request(fps=args.fps)
   canvas, fps = inputs.canvas(
     args.task, step=model.step, frames=defaults["frames"], size=tuple(defaults["size"]),
@@ -160,9 +216,36 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     told, canvas=canvas, negative=args.negative, seed=args.seed, progress=True, fps=fps,
     frames=count if alone else None, size=args.size if alone else None,
     sampler=args.sampler, steps=args.steps, guidance=args.guidance, shift=args.shift,
+    cache=args.cache,
   )  # fmt: skip
   if args.paste and canvas is not None:
     frames = canvas.paste(frames[None])[0]
   video.write(args.out, frames, fps)
   print(f"{args.out}: {len(frames)} frames of {frames.shape[1]}x{frames.shape[2]}", file=sys.stderr)
   return {"out": args.out, "frames": len(frames), "size": list(frames.shape[1:3])}
+
+
+def _images(args: argparse.Namespace) -> dict[str, Any]:
+  """Makes images of classes and writes them side by side.
+
+  Raises:
+    UserError: an argument that only a model of videos can use, FILE is no .png, or there is no such
+      class.
+  """
+  from sora_jax.data import images, video
+  from sora_jax.generate import classes
+
+  for name, default in VIDEO_ONLY.items():
+    if getattr(args, name) != default:
+      raise UserError(f"{args.checkpoint} makes images of classes: it cannot use --{name}.")
+  if Path(args.out).suffix.lower() != ".png":
+    raise UserError(f"{args.checkpoint} makes images of classes: --out must be a .png file.")
+  words = [word.strip() for word in args.prompt.split(";")]
+  made = classes.load(args.checkpoint, args.dtype).sample(
+    [int(word) if word.isdecimal() else word for word in words], seed=args.seed, progress=True,
+    sampler=args.sampler, steps=args.steps, guidance=args.guidance, shift=args.shift,
+  )  # fmt: skip
+  video.write(args.out, images.strip(made, len(made))[None])
+  size = list(made.shape[1:3])
+  print(f"{args.out}: {len(made)} images of {size[0]}x{size[1]}", file=sys.stderr)
+  return {"out": args.out, "images": len(made), "size": size}

@@ -175,13 +175,15 @@ class ClassModel:
     self._rows(sampling)
     return sampling
 
-  def _rows(self, sampling: Sampling) -> Float[Array, "calls 8"]:
+  def _rows(self, sampling: Sampling) -> Float[Array, "calls _"]:
     """The table of the solver's steps. Raises UserError: no such solver for this model."""
     if self.dit.predicts == "velocity":
       levels = schedule(sampling.steps, sampling.shift)
       return jnp.asarray(solvers.table(sampling.sampler, levels))
     if sampling.sampler not in ("ddpm", "ddim"):
       raise UserError(f"A model of noise is sampled by ddpm or ddim, not {sampling.sampler!r}.")
+    if sampling.shift != 1:
+      raise UserError(f"shift is {sampling.shift}, but only a model of velocity has one.")
     chain = self.chain.respaced(sampling.steps, sampling.spacing)
     return ddpm.table(chain, eta=float(sampling.sampler == "ddpm"))
 
@@ -205,34 +207,44 @@ def holds(name: str | os.PathLike[str]) -> bool:
   return "classes" in native.read_config(folder)
 
 
-def load(name: str | os.PathLike[str]) -> ClassModel:
+def load(name: str | os.PathLike[str], dtype: Any = None) -> ClassModel:
   """Loads a model of classes: a folder of ours or in the hub's layout, or `hf:ORG/NAME`.
+
+  Args:
+    dtype: what the transformer computes in, such as "bfloat16". None is what the checkpoint says,
+      and float32 where it does not say.
 
   Raises:
     UserError: there is none, or it makes no images of classes, or it is damaged.
   """
   folder = hub.find(name)
-  if not holds(name):
+  if not holds(folder):
     raise UserError(f"The model {folder} is not one of classes.")
+  dtype = None if dtype is None else jnp.dtype(dtype)
   mesh = sharding.make_mesh(devices=jax.local_devices())
   if (folder / pipelines.INDEX).is_file():
-    dit, vae = (published.read_component(folder / part) for part in ("transformer", "vae"))
+    transformer = published.read_component(folder / "transformer", dtype)
+    autoencoder = published.read_component(folder / "vae")
     return from_pipeline(
       read_json(folder / pipelines.INDEX),
       read_json(folder / "scheduler" / "scheduler_config.json"),
-      dit.module,
-      vae.module,
-      {"dit": dit.place(mesh), "vae": vae.place(mesh)},
+      transformer.module,
+      autoencoder.module,
+      {"dit": transformer.place(mesh), "vae": autoencoder.place(mesh)},
     )
   config = native.read_config(folder)
   if lacking := {"vae", "transformer", "process", "sampling"} - config.keys():
     raise UserError(f"The checkpoint {folder} has no {min(lacking)}: it is not one of classes.")
-  vae, vae_params = native.load_vae(folder)
-  params = {"vae": vae_params, **native.read_component(folder, "transformer")}
+  if published.class_of(config["vae"]):
+    vae = published.built(ImageVAE, config["vae"])
+    vae_params = native.read_component(folder, "vae")
+  else:
+    vae, vae_params = native.load_vae(folder)
+  compute = {} if dtype is None else {"dtype": dtype}
   return ClassModel(
-    dit=config_lib.build(ClassDiT, config["transformer"]),
+    dit=published.built(ClassDiT, config["transformer"], **compute),
     vae=vae,
-    params=_placed(params),
+    params=_placed({"vae": vae_params, **native.read_component(folder, "transformer")}),
     classes=tuple(config["classes"]),
     chain=ddpm.Chain.linear(**config["process"]),
     sampling=config_lib.build(Sampling, config["sampling"]),
@@ -283,7 +295,7 @@ def _start(dit: ClassDiT, x: Float[Array, "b lh lw z"]) -> State:
 def _end(dit: ClassDiT, state: State) -> Float[Array, "b lh lw z"]:
   if dit.predicts == "noise":
     return state
-  return rearrange(state[1], "b (h w) z -> b h w z", h=dit.size)
+  return rearrange(state.y, "b (h w) z -> b h w z", h=dit.size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -294,7 +306,7 @@ def _solve(
   state: State,
   labels: Int[Array, " b"],
   keys: Key[Array, " b"],
-  rows: Float[Array, "calls 8"],
+  rows: Float[Array, "calls _"],
 ) -> State:
   """Some rows of the table."""
   channels = dit.channels if sampling.channels is None else sampling.channels
@@ -312,11 +324,11 @@ def _solve(
 
   if dit.predicts == "velocity":  # data - noise at times from noise to data, all turned round here
 
-    def velocity(values: Array, level: Array) -> Array:
+    def velocity(values: Array, level: Array, reuse: Array, memory: Any) -> tuple[Array, Any]:
       x = rearrange(values, "b (h w) z -> b h w z", h=dit.size)
-      return -rearrange(model(x, 1 - level), "b h w z -> b (h w) z")
+      return -rearrange(model(x, 1 - level), "b h w z -> b (h w) z"), memory
 
-    return solvers.solve(velocity, state, rows, jnp.ones(state[0].shape[:2], bool))
+    return solvers.solve(velocity, state, rows, jnp.ones(state.y.shape[:2], bool))
 
   noise = functools.partial(step_noise, keys, state.shape[1:])
   return ddpm.solve(

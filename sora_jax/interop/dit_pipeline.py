@@ -60,3 +60,29 @@ def sampling(scheduler: Mapping[str, Any]) -> dict[str, Any]:
   return dict(
     sampler=SCHEDULERS[name], steps=STEPS, guidance=GUIDANCE, spacing=spacing, variance="small"
   )
+
+
+def scheduler_of(process: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+  """The scheduler_config.json with which the pipeline samples so: undoes `process` and `sampling`.
+
+  Steps and guidance are in no file there: each request has its own.
+
+  Args:
+    process: arguments of `Chain.linear`. asked: all fields of `generate.classes.Sampling`.
+
+  Raises:
+    UserError: the pipeline cannot be told a setting.
+  """
+  names = {ours: theirs for theirs, ours in SCHEDULERS.items()}
+  if asked["sampler"] not in names:
+    raise UserError(f"A {NAME} samples by {' or '.join(names)}, not by {asked['sampler']}.")
+  ranges = dict(num_train_timesteps="steps", beta_start="low", beta_end="high")
+  config = _FIXED | {theirs: process[ours] for theirs, ours in ranges.items() if ours in process}
+  config |= dict(_class_name=names[asked["sampler"]], timestep_spacing=asked["spacing"])
+  made = dict(channels=None, clip=None, shift=1.0) | sampling(config)
+  for key, value in asked.items():
+    if key not in ("steps", "guidance") and made[key] != value:
+      raise UserError(f"A {NAME} cannot have {key}={value!r}, only {made[key]!r}.")
+  if config["_class_name"] == "DDPMScheduler":
+    del config["set_alpha_to_one"]  # has no such setting
+  return config

@@ -5,7 +5,7 @@ one, as in the paper: we keep one, refuse blocks that differ, and write copies. 
 are not those of the first code: the sinusoid's `freq_shift` is 1 and the epsilon before the MLPs
 1e-5. Weights read from here are run as diffusers runs them.
 
-The config.json of facebook/DiT-XL-2-256 says `OLD_NAME`, the class it was once part of.
+Files as old as facebook/DiT-XL-2-256's name the class that it was once part of, the second one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sora_jax.interop.names import Rule, linear, stacked
 from sora_jax.models.dit_class import ClassDiT
 from sora_jax.typing import Params
 
-NAME = "DiTTransformer2DModel"
-OLD_NAME = "Transformer2DModel"
+NAMES = ("DiTTransformer2DModel", "Transformer2DModel")
+NAME = NAMES[0]
 
 # What the reference class can be told and we do not compute otherwise.
 _FIXED = dict(

@@ -23,8 +23,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save as to_bytes
 
-from sora_jax import config as config_lib
 from sora_jax.errors import UserError
+from sora_jax.interop import published
 from sora_jax.interop.folders import read_json, write_json, written
 from sora_jax.interop.names import flatten, unflatten
 from sora_jax.interop.shards import Weights, header
@@ -96,7 +96,7 @@ def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
   config = read_config(folder)
   if "vae" not in config:
     raise UserError(f"The checkpoint {folder} has no autoencoder; give one that has.")
-  vae = config_lib.build(VideoVAE, config["vae"])
+  vae = published.built(VideoVAE, config["vae"])
   if vae.latent_mean is None:
     raise UserError(f"The autoencoder of {folder} has no latent statistics: export it again.")
   return vae, jax.tree.map(jnp.asarray, read_component(folder, "vae"))
@@ -105,6 +105,8 @@ def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
 def load_vjepa(name: str | os.PathLike[str]) -> tuple[VJEPA, Params]:
   """The V-JEPA of a checkpoint: `encoder`, `predictor` and `target`, the encoder of the targets.
 
+  A published one, converted, has one encoder, which is both.
+
   Raises:
     UserError: there is no such checkpoint, or it holds no V-JEPA.
   """
@@ -112,8 +114,9 @@ def load_vjepa(name: str | os.PathLike[str]) -> tuple[VJEPA, Params]:
   config = read_config(folder)
   if "vjepa" not in config:
     raise UserError(f"The checkpoint {folder} has no V-JEPA; give one that recipe vjepa exported.")
+  model = published.built(VJEPA, config["vjepa"])
   params = jax.tree.map(jnp.asarray, read_component(folder, "vjepa"))
-  return config_lib.build(VJEPA, config["vjepa"]), params
+  return model, {"target": params["encoder"]} | params
 
 
 def load_params(name: str | os.PathLike[str], component: str, like: Params) -> Params:

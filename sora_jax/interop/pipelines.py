@@ -81,7 +81,7 @@ def open_model(name: str | os.PathLike[str], dtype: Any = None) -> Parts:
   if (folder / INDEX).is_file():
     return _published(folder, dtype)
   config = native.read_config(folder)
-  if "_class_name" in config or "architectures" in config:
+  if published.class_of(config):
     raise UserError(
       f"{folder} is one component of a model: give the folder above it, which holds {INDEX}."
     )
@@ -119,6 +119,8 @@ def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
   if not (folder / INDEX).is_file():
     return native.load_vae(folder)
   vae = published.read_component(folder / "vae")
+  if not isinstance(vae.module, VideoVAE):
+    raise UserError(f"The autoencoder of {folder} is one of images: give a model of videos.")
   params = names.to_ours(vae.tensors, vae.rules, vae.shapes)
   return vae.module, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sora_jax import config as config_lib
 from sora_jax.errors import UserError
 from sora_jax.interop import (
   dit_xl,
@@ -37,6 +38,7 @@ from sora_jax.interop.shards import Weights
 from sora_jax.parallel import sharding
 from sora_jax.typing import Params
 
+T = TypeVar("T")
 LARGE = 2**28  # bytes
 MODULES: tuple[ModuleType, ...] = (
   wan_dit, wan_vae, t5, dit_xl, sd_vae, vjepa2, vjepa2_classifier
@@ -107,13 +109,18 @@ class Component:
         yield path, layer, array
 
 
+def class_of(config: Mapping[str, Any]) -> str | None:
+  """The class that a published config.json names; None if it is none."""
+  return config.get("_class_name") or (config.get("architectures") or [None])[0]
+
+
 def module_of(config: Mapping[str, Any], where: Path) -> ModuleType:
   """The module whose class a config.json names.
 
   Raises:
     UserError: none loads it; says which do.
   """
-  found = config.get("_class_name") or (config.get("architectures") or [None])[0]
+  found = class_of(config)
   for module in MODULES:
     if found in classes(module):
       return module
@@ -124,6 +131,26 @@ def module_of(config: Mapping[str, Any], where: Path) -> ModuleType:
 def classes(module: ModuleType) -> tuple[str, ...]:
   """The published classes that a module of the contract loads."""
   return module.NAMES if hasattr(module, "NAMES") else (module.NAME,)
+
+
+def built(kind: type[T], section: Mapping[str, Any], **settings: Any) -> T:
+  """A module of ours from a section of our config.json: its fields, or a published config.json.
+
+  Args:
+    settings: fields in the place of the section's.
+
+  Raises:
+    UserError: the section is of another module than `kind`.
+  """
+  if class_of(section) is None:
+    return config_lib.build(kind, section, **settings)
+  module = module_of(section, Path("config.json")).from_config(section)
+  if not isinstance(module, kind):
+    raise UserError(
+      f"The config.json is of a {class_of(section)}, which is no {kind.__name__}: give a "
+      "checkpoint that has one."
+    )
+  return module.clone(**settings)
 
 
 def returned(contract: ModuleType) -> type:

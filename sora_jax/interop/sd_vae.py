@@ -16,15 +16,11 @@ from sora_jax.typing import Params
 
 NAME = "AutoencoderKL"
 
-# What files written before diffusers 0.17 call the layers of the attention.
-_OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-
-
-def renamed(name: str) -> str:
-  """The name a tensor has today, of one that older files have: of Stable Diffusion's own, too."""
-  for old, new in _OLD.items():
-    name = name.replace(old, new)
-  return name
+# The layers of the attention, as files written before diffusers 0.17 call them, today and here.
+_ATTENTION = (
+  ("query", "to_q", "q"), ("key", "to_k", "k"), ("value", "to_v", "v"),
+  ("proj_attn", "to_out.0", "out"),
+)  # fmt: skip
 
 
 def from_config(config: Mapping[str, Any]) -> ImageVAE:
@@ -137,12 +133,14 @@ def _block(theirs: str, ours: str, shortcut: bool) -> list[Rule]:
 def _attention(theirs: str, ours: str) -> list[Rule]:
   """Linear layers there, 1x1 convolutions here."""
   table = _norm(f"{theirs}.group_norm", f"{ours}_norm")
-  for a, b in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "out")):
+  for old, name, b in _ATTENTION:
     kernel = Rule(
-      f"{theirs}.{a}.weight",
+      f"{theirs}.{name}.weight",
       f"{ours}_{b}/kernel",
       lambda x: rearrange(x, "o i -> 1 1 1 i o"),
       lambda x: rearrange(x, "1 1 1 i o -> o i"),
+      tied=(f"{theirs}.{old}.weight",),
     )
-    table += [kernel, Rule(f"{theirs}.{a}.bias", f"{ours}_{b}/bias")]
+    bias = Rule(f"{theirs}.{name}.bias", f"{ours}_{b}/bias", tied=(f"{theirs}.{old}.bias",))
+    table += [kernel, bias]
   return table

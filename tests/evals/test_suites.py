@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-import sora_jax
 from sora_jax.cli import main
 from sora_jax.data import video
 from sora_jax.evals import i3d, suites
+from sora_jax.generate import model as generate
 from sora_jax.generate.codec import Codec
 from sora_jax.worlds import WorldSource
 
@@ -59,7 +59,7 @@ def cheap(monkeypatch, tmp_path):
 
 
 def _eval(monkeypatch, model, *args) -> int:
-  monkeypatch.setattr(sora_jax, "load", lambda name: model)
+  monkeypatch.setattr(generate, "load", lambda name: model)
   monkeypatch.setattr(Codec, "load", lambda name: model)
   return main.main(["eval", *map(str, args)])
 

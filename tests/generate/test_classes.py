@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiTPipeline
-from diffusers import DiTTransformer2DModel as Transformer
+from diffusers import DDIMScheduler, DDPMScheduler, DiTPipeline
 from diffusers.pipelines.dit import pipeline_dit
 from diffusers.schedulers import scheduling_ddpm
 from safetensors.numpy import load_file
@@ -18,6 +17,7 @@ from sora_jax.errors import UserError
 from sora_jax.generate import classes
 from sora_jax.interop import dit_pipeline, dit_xl, names, sd_vae
 from sora_jax.models.image_vae import decode_images
+from tests.interop.conftest import save_dit_pipeline
 
 STEPS, SEED, LABELS = 12, 5, np.array([0, 999, 207], np.int32)
 SCHEDULERS = {
@@ -28,26 +28,7 @@ SCHEDULERS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  torch.manual_seed(0)
-  transformer = Transformer(
-    num_attention_heads=2, attention_head_dim=8, num_layers=2, in_channels=4, out_channels=8,
-    sample_size=4,
-  )  # fmt: skip
-  vae = AutoencoderKL(
-    down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    block_out_channels=(4, 8), norm_num_groups=2,
-  )  # fmt: skip
-  first = transformer.transformer_blocks[0].norm1.emb
-  with torch.no_grad():
-    for parameter in [*transformer.parameters(), *vae.parameters()]:
-      parameter.add_(0.1 * torch.randn_like(parameter))
-    transformer.transformer_blocks[1].norm1.emb.load_state_dict(first.state_dict())
-  path = tmp_path_factory.mktemp("pipeline")
-  DiTPipeline(transformer, vae, SCHEDULERS["ddim"]).save_pretrained(path)
-  index = json.loads((path / "model_index.json").read_text())  # as published: diffusers drops it
-  index["id2label"] = {str(i): f"thing {i}, alias {i}" for i in range(1000)}
-  (path / "model_index.json").write_text(json.dumps(index))
-  return path
+  return save_dit_pipeline(tmp_path_factory.mktemp("pipeline"))
 
 
 def read(folder, scheduler):
@@ -152,6 +133,7 @@ def test_settings_are_checked(folder):
     (dict(sampler="heun"), "ddpm or ddim, not 'heun'"),
     (dict(steps=1001), "1 to 1000"),
     (dict(guidance=0.5), "at least 1"),
+    (dict(shift=3.0), "only a model of velocity"),
     (dict(variance="large"), "learned or small"),
     (dict(spaces="linspace"), "did you mean 'spacing'"),
   ):

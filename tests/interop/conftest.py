@@ -1,10 +1,16 @@
-"""A tiny Wan repository with random weights, saved by diffusers itself."""
+"""Tiny repositories with random weights, saved by diffusers itself: of Wan, and of classes."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
+  AutoencoderKL,
   AutoencoderKLWan,
+  DDIMScheduler,
+  DiTPipeline,
+  DiTTransformer2DModel,
   UniPCMultistepScheduler,
   WanPipeline,
   WanTransformer3DModel,
@@ -74,6 +80,34 @@ def repository(pipeline, tmp_path_factory):
   folder = tmp_path_factory.mktemp("hub") / "tiny-wan"
   pipeline.save_pretrained(folder, max_shard_size="20KB")
   return folder
+
+
+def save_dit_pipeline(path):
+  """Writes a repository of images by class: 1000 of them, of 8x8 pixels."""
+  torch.manual_seed(0)
+  transformer = DiTTransformer2DModel(
+    num_attention_heads=2, attention_head_dim=8, num_layers=2, in_channels=4, out_channels=8,
+    sample_size=4,
+  )  # fmt: skip
+  vae = AutoencoderKL(
+    down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    block_out_channels=(4, 8), norm_num_groups=2,
+  )  # fmt: skip
+  first = transformer.transformer_blocks[0].norm1.emb
+  with torch.no_grad():
+    for parameter in [*transformer.parameters(), *vae.parameters()]:
+      parameter.add_(0.1 * torch.randn_like(parameter))
+    transformer.transformer_blocks[1].norm1.emb.load_state_dict(first.state_dict())
+  DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False)).save_pretrained(path)
+  index = json.loads((path / "model_index.json").read_text())  # as published: diffusers drops it
+  index["id2label"] = {str(i): f"thing {i}, alias {i}" for i in range(1000)}
+  (path / "model_index.json").write_text(json.dumps(index))
+  return path
+
+
+@pytest.fixture(scope="session")
+def class_repository(tmp_path_factory):
+  return save_dit_pipeline(tmp_path_factory.mktemp("hub") / "tiny-dit")
 
 
 def linked(source, target):

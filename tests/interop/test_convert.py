@@ -12,9 +12,9 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from sora_jax.cli import main
 from sora_jax.errors import UserError
 from sora_jax.generate import model as generate
-from sora_jax.interop import check, convert, native
+from sora_jax.interop import check, convert, native, wan_dit
 from sora_jax.interop.shards import Weights
-from tests.interop.conftest import relative_error
+from tests.interop.conftest import make_transformer, relative_error
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 
@@ -61,6 +61,20 @@ def test_what_is_written_makes_the_same_in_diffusers(pipeline, back):
   )  # fmt: skip
   one, other = (pipe("a red ball", **settings).frames for pipe in (pipeline, written))
   assert relative_error(other, one) < 1e-5  # torch's sums depend on where a tensor begins
+
+
+def test_a_second_transformer_goes_with_the_first(pipeline, tmp_path):
+  two, ours, back = (tmp_path / name for name in ("two", "ours", "back"))
+  second = make_transformer(num_layers=1)
+  parts = {**pipeline.components, "transformer_2": second, "boundary_ratio": 0.8}
+  WanPipeline(**parts).save_pretrained(two)
+  run(two, ours, "--to", "sora_jax")
+  config = native.read_config(ours)
+  assert config["low"]["layers"] == 1 and config["sampling"]["boundary"] == 0.8
+  run(ours, back, "--to", "diffusers")
+  same_weights(two / "transformer_2", back / "transformer_2")
+  assert WanPipeline.from_pretrained(back).config.boundary_ratio == 0.8
+  assert [x.component for x in check.structure(two)] == ["transformer", "vae", "text", "low"]
 
 
 def test_our_folder_samples_as_the_repository_does(repository, ours):
@@ -131,7 +145,7 @@ def test_a_check_compares_every_layer_with_the_reference(repository, capsys):
 
 def test_a_check_finds_what_was_changed(repository, ours, tmp_path, monkeypatch):
   assert [s.component for s in check.structure(ours)] == ["transformer", "vae", "text"]
-  rules = check.wan_dit.rules
+  rules = wan_dit.rules
   swapped = {"to_q.weight": "to_k.weight", "to_k.weight": "to_q.weight"}
 
   def wrong(dit):
@@ -143,7 +157,7 @@ def test_a_check_finds_what_was_changed(repository, ours, tmp_path, monkeypatch)
       changed.append(dataclasses.replace(rule, theirs=name))
     return changed
 
-  monkeypatch.setattr(check.wan_dit, "rules", wrong)
+  monkeypatch.setattr(wan_dit, "rules", wrong)
   errors = dict(check.parity(repository / "transformer"))
   assert errors["blocks.0"] > 1e-3 and errors["whole"] > 1e-3
 
