@@ -67,7 +67,7 @@ def test_flags_of_videos_are_all_known():
   """Every option is one of those that images of classes have too, or is refused for them."""
   args = vars(main.make_parser().parse_args(["sample", "x", "--out", "x.png"]))
   both = {"prompt", "out", "checkpoint", "seed", "steps", "guidance", "sampler", "shift", "dtype"}
-  assert args.keys() - {"verb", "module", "json", "debug"} == both | sample.VIDEO_ONLY.keys()
+  assert args.keys() - {"verb", "module", "json", "debug", "version"} == both | sample.VIDEO_ONLY.keys()
   for name, value in sample.VIDEO_ONLY.items():
     assert args[name] == value, name
 
