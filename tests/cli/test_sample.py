@@ -67,7 +67,9 @@ def test_flags_of_videos_are_all_known():
   """Every option is one of those that images of classes have too, or is refused for them."""
   args = vars(main.make_parser().parse_args(["sample", "x", "--out", "x.png"]))
   both = {"prompt", "out", "checkpoint", "seed", "steps", "guidance", "sampler", "shift", "dtype"}
-  assert args.keys() - {"verb", "module", "json", "debug", "version"} == both | sample.VIDEO_ONLY.keys()
+  assert (
+    args.keys() - {"verb", "module", "json", "debug", "version"} == both | sample.VIDEO_ONLY.keys()
+  )
   for name, value in sample.VIDEO_ONLY.items():
     assert args[name] == value, name
 
@@ -87,7 +89,7 @@ def test_an_adapter_and_step_caching(folder, tmp_path, capsys):  # noqa: F811
   config["sampling"]["residuals"] = [[level, 1 + level] for level in LEVELS]
   (source / "config.json").write_text(json.dumps(config))
   model = generate.load(source, mesh={"data": 1})
-  params = lora.add(model.params["dit"], lora.Lora(rank=2, targets="mlp"), jax.random.key(0))
+  params = lora.add(model.params["dit"], lora.Lora(rank=2, alpha=2.0, targets="mlp"), jax.random.key(0))
   params = jax.tree_util.tree_map_with_path(
     lambda path, x: x + 0.3 if "lora_up" in str(path[-1]) else x, params
   )
