@@ -96,8 +96,8 @@ class Component:
         continue
       if layer == 0:
         flat[path] = jnp.zeros(like[path].shape, dtype, device=place)
-      part = _send(array, dtype, NamedSharding(mesh, P(*place.spec[1:])))
-      flat[path] = jax.block_until_ready(_put(flat[path], part, layer))
+      part = NamedSharding(mesh, P(*place.spec[1:]))
+      flat[path] = jax.block_until_ready(_put(flat[path], _send(array, dtype, part), layer))
     return names.unflatten(flat)
 
   def _parts(self) -> Iterator[tuple[str, int | None, np.ndarray]]:
@@ -204,9 +204,9 @@ def own(module: Any, shapes: Params, tensors: Mapping[str, np.ndarray]) -> Compo
 
 
 def _send(array: np.ndarray, dtype: Any, place: NamedSharding) -> jax.Array:
-  """Puts a part of a file where it belongs; the host's copy is gone when this returns."""
+  """Puts a part of a file where it belongs; the host then keeps no copy besides it."""
   own = np.array(array, dtype, order="C")
-  return jax.block_until_ready(jax.device_put(own, place, may_alias=False))
+  return jax.block_until_ready(jax.device_put(own, place))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

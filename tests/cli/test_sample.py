@@ -89,7 +89,8 @@ def test_an_adapter_and_step_caching(folder, tmp_path, capsys):  # noqa: F811
   config["sampling"]["residuals"] = [[level, 1 + level] for level in LEVELS]
   (source / "config.json").write_text(json.dumps(config))
   model = generate.load(source, mesh={"data": 1})
-  params = lora.add(model.params["dit"], lora.Lora(rank=2, alpha=2.0, targets="mlp"), jax.random.key(0))
+  adapter = lora.Lora(rank=2, alpha=2.0, targets="mlp")
+  params = lora.add(model.params["dit"], adapter, jax.random.key(0))
   params = jax.tree_util.tree_map_with_path(
     lambda path, x: x + 0.3 if "lora_up" in str(path[-1]) else x, params
   )

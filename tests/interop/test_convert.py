@@ -140,7 +140,7 @@ def test_a_check_compares_every_layer_with_the_reference(repository, capsys):
   assert report["structure"][0]["tensors"] == len(Weights.open(repository / "transformer"))
   assert set(report["parity"]["transformer"]) == {"blocks.0", "blocks.1", "whole"}
   for errors in report["parity"].values():
-    assert errors and max(errors.values()) < 1e-5
+    assert errors and max(errors.values()) < 5e-5  # of four random channels
 
 
 def test_a_check_finds_what_was_changed(repository, ours, tmp_path, monkeypatch):
