@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
-PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest
+# The tests mostly compile, which keeps one core busy: a worker for each of two, a file at a time.
+PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint docs clean

@@ -46,6 +46,7 @@ TEST = [
   "peft>=0.17",  # with which diffusers reads and writes adapters
   "protobuf>=5",  # with sentencepiece: transformers reads its models with both, we with neither
   "pytest>=9.0",
+  "pytest-xdist>=3.6",
   "ruff>=0.14",
   "sentencepiece>=0.2.1",
   "torch==2.13.0",
