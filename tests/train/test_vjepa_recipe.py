@@ -76,8 +76,8 @@ def test_the_loss_by_hand(batch, params):
 
 def test_targets_teach_and_do_not_learn(batch, params):
   recipe = vjepa.build(smoke())
-  value = lambda p: recipe.loss(p, batch, jax.random.key(0), jnp.zeros((), jnp.int32))[0]  # noqa: E731
-  grads = jax.jit(jax.grad(value))(params)
+  value = lambda p, x: recipe.loss(p, x, jax.random.key(0), jnp.zeros((), jnp.int32))[0]  # noqa: E731
+  grads = jax.jit(jax.grad(value))(params, batch)
   assert all(not np.any(x) for x in jax.tree.leaves(grads["target"]))
   assert all(np.any(x) for x in jax.tree.leaves([grads["encoder"], grads["predictor"]]))
 
