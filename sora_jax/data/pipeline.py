@@ -19,7 +19,7 @@ from absl import flags
 
 from sora_jax.data.images import resize
 from sora_jax.data.shards import shard
-from sora_jax.data.transforms import KEYS, RandomTransform, Sample, take
+from sora_jax.data.transforms import KEYS, RandomFilter, Sample, take
 from sora_jax.errors import UserError
 
 
@@ -136,7 +136,7 @@ def make(
   fit: str = "crop",
   short: str = "skip",
   keep: tuple[str, ...] = (),
-  transform: RandomTransform | None = None,
+  transform: RandomFilter | None = None,
   shuffle: bool = True,
   epochs: int | None = None,
   workers: int = 0,
@@ -158,7 +158,7 @@ def make(
     fit: how to resize: "crop", "pad" or "stretch".
     short: what to do with clips too short: "skip" them, or "repeat" their last frame.
     keep: further keys of the samples to put into the batch.
-    transform: called as `transform(sample, rng)` after resizing.
+    transform: called as `transform(sample, rng)` after resizing; None drops the sample.
     epochs: how often to go through a single source; None is for ever. A mixture ends never.
     workers: processes that read ahead, started afresh (safe with EGL); 0 reads in this one.
     threads: threads that read ahead if there are no workers; 0 reads when a batch is asked for.
@@ -221,7 +221,7 @@ def _part(load: _Load, seed: int, shuffle: bool, epochs: int | None) -> grain.Ma
 class _Optional:
   """Applies a transform to the clips that could be read."""
 
-  transform: RandomTransform
+  transform: RandomFilter
 
   def __call__(self, sample: Sample | None, rng: np.random.Generator) -> Sample | None:
     return None if sample is None else self.transform(sample, rng)

@@ -19,6 +19,7 @@ from sora_jax.typing import Clip, UInt8
 
 Sample = dict[str, Any]
 RandomTransform = Callable[[Sample, np.random.Generator], Sample]
+RandomFilter = Callable[[Sample, np.random.Generator], Sample | None]  # None drops the sample
 
 KEYS = ("video", "caption", "fps", "id")
 

@@ -319,7 +319,8 @@ def _solve(
       both = jnp.concatenate([labels, jnp.full_like(labels, dit.classes)])
     out = dit.apply({"params": params}, x, jnp.broadcast_to(time, both.shape), both)
     if sampling.guidance != 1:
-      out = guide_channels(*jnp.split(out, 2), sampling.guidance, channels)
+      given, free = jnp.split(out, 2)
+      out = guide_channels(given, free, sampling.guidance, channels)
     return out if learned else out[..., : dit.channels]
 
   if dit.predicts == "velocity":  # data - noise at times from noise to data, all turned round here

@@ -27,7 +27,7 @@ def reference(case):
   model = DiTTransformer2DModel(
     num_attention_heads=heads, attention_head_dim=head_width, num_layers=layers,
     in_channels=channels, out_channels=outputs, sample_size=size, patch_size=patch,
-    num_embeds_ada_norm=classes, norm_eps=1e-5,
+    num_embeds_ada_norm=classes, norm_eps=0.02,
   )  # fmt: skip
   first = model.transformer_blocks[0].norm1.emb
   with torch.no_grad():
