@@ -40,7 +40,7 @@ separated by semicolons.
 """
 
 # What only a model of videos can use, and what it is where it is not given.
-VIDEO_ONLY = dict(
+VIDEO_ONLY: dict[str, Any] = dict(
   task="generate", image=None, video=[], mask=None, missing=None, storyboard=None, direction=None,
   strength=None, fit="crop", paste=False, negative="", size=None, frames=None, fps=None, mesh=None,
   lora=[], cache=None,

@@ -59,13 +59,13 @@ class Reader:
     def read(texts: Iterable[str]) -> dict[str, np.ndarray]:
       unique = list(dict.fromkeys(texts))
       words = [[p for p in text if p != NOTHING] for text in self.prompts(unique)]
-      found = {}
+      found: dict[str, Float[np.ndarray, "s e"]] = {}
       for first in range(0, len(unique), ROWS):
         part = words[first : first + ROWS]
         length = 1 << (max(map(len, part)) - 1).bit_length()  # few lengths: few programs
         pieces, ids = np.zeros((2, ROWS, length), np.int32)
-        for row, text in enumerate(part):
-          pieces[row, : len(text)], ids[row, : len(text)] = text, 1
+        for row, here in enumerate(part):
+          pieces[row, : len(here)], ids[row, : len(here)] = here, 1
         with jax.set_mesh(mesh):
           states = np.asarray(apply(params, pieces, ids))
         for text, here, each in zip(unique[first:], part, states, strict=False):

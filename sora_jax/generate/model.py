@@ -96,7 +96,8 @@ class VideoModel:
     size = size if canvas is None else canvas.video.shape[2:4]
     request = self.request(frames, size, fps, sampler, steps, guidance, shift, cache)
     alone = isinstance(prompts, str | Story)
-    stories = self._stories([prompts] if alone else prompts, negative, canvas)
+    asked = [prompts] if isinstance(prompts, str | Story) else list(prompts)
+    stories = self._stories(asked, negative, canvas)
     given, canvas = canvas, canvas or blank(1, request["frames"], tuple(request["size"]))
     if len(canvas.video) not in (1, len(stories)):
       raise UserError(f"There are {len(canvas.video)} videos for {len(stories)} prompts.")
@@ -226,9 +227,8 @@ class VideoModel:
     if not stories:
       raise UserError("There are no prompts.")
     texts = [text for story in stories for text in story.prompts]
-    if not all(texts) and (canvas is None or canvas.loop):
-      raise UserError("The prompt is empty: describe the video in a few words.")
-    self.prompts([text for text in (*texts, negative) if text])  # refuses what is too long
+    told = texts if canvas is None or canvas.loop else [text for text in texts if text]
+    self.prompts.check([*told, negative] if negative else told)
     self._warn_of_unknown_words(texts)
     return stories
 

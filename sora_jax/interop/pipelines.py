@@ -10,7 +10,6 @@ scheduler/            scheduler_config.json (`schedulers`)
 from __future__ import annotations
 
 import os
-from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,7 +194,7 @@ def _own_text(
   encoder = config_lib.build(TextEncoder, config["text"])
   blank = jnp.zeros((1, 1), jnp.int32)
   shapes = jax.eval_shape(encoder.init, jax.random.key(0), blank, blank)["params"]
-  tensors = ChainMap({"pieces": wordpieces.table()}, weights.within("text/"))
+  tensors = dict(weights.within("text/")) | {"pieces": wordpieces.table()}
   prompts = Prompts.load(wordpieces.TOKENIZER, encoder.length, config["known_words"])
   return published.own(encoder, shapes, tensors), prompts
 

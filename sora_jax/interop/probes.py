@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -54,7 +55,8 @@ def _reference(folder: Path) -> Any:
   import transformers
 
   config = read_json(folder / "config.json")
-  library, key = diffusers, "torch_dtype"
+  library: ModuleType = diffusers
+  key = "torch_dtype"
   if "architectures" in config:
     library, key = transformers, "dtype"
   kind = getattr(library, str(published.class_of(config)))

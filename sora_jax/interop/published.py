@@ -150,7 +150,7 @@ def built(kind: type[T], section: Mapping[str, Any], **settings: Any) -> T:
       f"The config.json is of a {class_of(section)}, which is no {kind.__name__}: give a "
       "checkpoint that has one."
     )
-  return module.clone(**settings)
+  return typing.cast(Any, module).clone(**settings)
 
 
 def returned(contract: ModuleType) -> type:

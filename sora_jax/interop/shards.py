@@ -85,9 +85,9 @@ class Weights(Mapping[str, np.ndarray]):
             f"The tensor {name} is in {entries[name].file.name} and in {file}: get them again."
           )
         entries[name] = entry
-    for name, file in index.items():
-      if name not in entries or entries[name].file.name != file:
-        raise UserError(f"The index lists the tensor {name} in {folder / file}, which lacks it.")
+    for name, where in index.items():
+      if name not in entries or entries[name].file.name != where:
+        raise UserError(f"The index lists the tensor {name} in {folder / where}, which lacks it.")
     if index and (extra := entries.keys() - index.keys()):
       name = min(extra)
       raise UserError(f"{entries[name].file} holds the tensor {name}, which the index lacks.")

@@ -73,7 +73,7 @@ class Block(nn.Module):
     return constrain(x + mlp(LayerNorm(self.eps, affine=True, name="norm2")(x)), "tokens"), None
 
 
-class Transformer(nn.Module, kw_only=True):
+class Transformer(nn.Module, kw_only=True):  # type: ignore[call-arg]
   """What both halves are made of. `remat`: a key of `models.dit.REMAT`; `attention`: the kernel."""
 
   width: int
@@ -98,7 +98,7 @@ class Transformer(nn.Module, kw_only=True):
     return scanned(*sizes, name="blocks")(x, ids, angles)[0]
 
 
-class Encoder(Transformer, kw_only=True):
+class Encoder(Transformer, kw_only=True):  # type: ignore[call-arg]
   """Patches and their positions -> features. Tokens see each other within equal ids."""
 
   @nn.compact
@@ -110,7 +110,7 @@ class Encoder(Transformer, kw_only=True):
     return LayerNorm(self.eps, affine=True, name="norm")(x)
 
 
-class Predictor(Transformer, kw_only=True):
+class Predictor(Transformer, kw_only=True):  # type: ignore[call-arg]
   """Features of a context -> features, `out` wide, at the positions that are asked about.
 
   `masks`: how many learned tokens there are to ask with, one per kind of mask.
@@ -235,7 +235,7 @@ class VJEPA(nn.Module):
     return self.predict(self.encode(values, positions), positions, targets)
 
 
-class AttentivePooler(Transformer, kw_only=True):
+class AttentivePooler(Transformer, kw_only=True):  # type: ignore[call-arg]
   """Reads a set of features with learned queries: the probe of V-JEPA (section 4.1 there).
 
   `layers` self-attention layers, which may be none, then cross-attention, which has no output

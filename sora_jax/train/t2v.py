@@ -44,6 +44,7 @@ from sora_jax.models.dit import DiT, blank_tokens, split_params
 from sora_jax.models.lora import Lora
 from sora_jax.models.patch import grid_shape
 from sora_jax.models.text import Prompts, TextEncoder
+from sora_jax.models.tokens import Tokens
 from sora_jax.parallel import sharding
 from sora_jax.provenance import commit
 from sora_jax.typing import REFERENCE_FPS, Array, Params, PRNGKey, Scalar
@@ -130,7 +131,7 @@ class T2VRecipe:
   def loss(
     self, params: Params, batch: Any, key: PRNGKey, step: Array
   ) -> tuple[Scalar, dict[str, Scalar]]:
-    read = read_prompts
+    read: Callable[..., Tokens] = read_prompts
     if self.dit.remat != "none":  # or the gathered encoder would be kept for the backward pass
       read = jax.checkpoint(read_prompts, static_argnums=0)
     tokens = read(self.text, params.get("text"), batch)

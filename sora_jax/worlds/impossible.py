@@ -20,6 +20,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ class ImpossiblePairs:
     if not kinds or count < 0 or seed < 0:
       raise UserError("There must be a kind, and count and seed must not be negative.")
     self.count, self.seed, self.kinds = count, seed, tuple(kinds)
-    self.form = dict(frames=frames, height=height, width=width, fps=fps)
+    self.form: dict[str, Any] = dict(frames=frames, height=height, width=width, fps=fps)
 
   def __len__(self) -> int:
     return self.count
