@@ -53,6 +53,7 @@ def told(labels, rng):
   return x.astype(np.float32)
 
 
+@pytest.mark.slow
 def test_a_probe_reads_what_is_there_and_nothing_else(rng):
   known, held_out = labelled(rng, 400), labelled(rng, 100)
   given = {id(x.video): told(x, rng) for x in (known, held_out)}

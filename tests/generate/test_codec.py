@@ -52,6 +52,7 @@ def test_pieces_are_the_whole(codec, rng, monkeypatch, tmp_path):
   np.testing.assert_allclose(codec.encode(whole), encoded, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_minute_needs_no_more_memory_than_a_second():
   command = [sys.executable, "benchmarks/decode_memory.py", "--quick", "--json"]
   done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -164,6 +164,7 @@ def call(folder, tmp_path):
   return call
 
 
+@pytest.mark.slow
 def test_every_task_runs_from_files(call, clip, tmp_path, capsys):
   a, b, mask = (tmp_path / name for name in ("a.gif", "b.gif", "mask.png"))
   files.write(a, clip)

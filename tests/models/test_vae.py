@@ -28,8 +28,8 @@ NARROW = {
     latent_mean=(0.1, -0.2, 0.3, 0.0), latent_std=(0.5, 1.5, 0.8, 1.2),
   ),
   "wan2.2": dict(
-    widths=(4, 8), decoder_widths=(6, 6), time_down=(True,), kernel_t=(3, 3), z_channels=4,
-    res_blocks=1, latent_mean=None, latent_std=None,
+    widths=(4, 4, 4), decoder_widths=(6, 6, 6), time_down=(True, True), kernel_t=(3, 3, 3),
+    z_channels=4, res_blocks=1, latent_mean=None, latent_std=None,
   ),
 }  # fmt: skip
 

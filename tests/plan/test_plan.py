@@ -91,7 +91,7 @@ def test_a_forward_pass_is_the_transformer_alone():
   target, config = topology.parse("v5e:2x2"), small("train.mesh={'fsdp': 2, 'context': 2}")
   found = measure.measure(config, "small", target, "forward")
   guess = estimate.estimate(config, "small", target, "forward", topology.devices(target))
-  params = program.build(config, topology.devices(target)).state.params
+  params = program.build(config, topology.devices(target)).state.weights
   dit, text = (sum(x.size for x in jax.tree.leaves(params[part])) for part in ("dit", "text"))
   assert found.params == dit + text and found.clips == guess.clips == 4
   assert found.memory.params == guess.memory.params < (4 * dit + 2 * text) / 2

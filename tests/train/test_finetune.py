@@ -84,6 +84,7 @@ def test_an_adapter_is_trained_exported_and_used(config, source, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_its_frozen_weights_from_the_source(config, source, tmp_path):
   whole, parts = config.copy_and_resolve_references(), config.copy_and_resolve_references()
   loop.fit(whole, tmp_path / "whole")
@@ -97,6 +98,7 @@ def test_a_resumed_run_takes_its_frozen_weights_from_the_source(config, source, 
     np.testing.assert_array_equal(x, b[name])
 
 
+@pytest.mark.slow
 def test_all_of_it_is_trained_and_exported(config, source, tmp_path):
   config = config.copy_and_resolve_references()
   config.lora.rank = 0

@@ -97,6 +97,7 @@ def test_the_target_follows_ever_more_slowly(params):
     assert moved["encoder"] is params["encoder"]
 
 
+@pytest.mark.slow
 def test_a_step_on_eight_devices_is_that_of_one(batch):
   found = []
   for mesh in ({"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}):
