@@ -78,7 +78,7 @@ def test_training_goes_on_from_an_exported_checkpoint(checkpoint, vae, config):
   config = config.copy_and_resolve_references()
   config.init_from = str(checkpoint)
   recipe = program.build_recipe(config)
-  params = recipe.init(jax.random.key(1))
+  params = recipe.read(jax.random.key(1))
   loaded = generate.load(checkpoint).params
   jax.tree.map(np.testing.assert_array_equal, params, {k: loaded[k] for k in params})
 
