@@ -68,15 +68,14 @@ def attend(
     UserError: no such kernel; or so many neighbours do not divide the heads or the context axis.
   """
   name = choose(kernel)
-  mesh = jax.sharding.get_abstract_mesh()
-  alone = mesh.empty or mesh.size == 1
-  if name == "xla" and (alone or cross or mesh.shape["context"] == 1):
-    return xla.attend(q, k, v, q_ids, kv_ids, q_block, kv_block, heads=heads)
   blocks = (jnp.zeros_like(q_ids), jnp.zeros_like(kv_ids))
   if q_block is not None and kv_block is not None:
     blocks = q_block, kv_block
   who = Who(q_ids, kv_ids, *blocks)
-  if alone:
+  mesh = jax.sharding.get_abstract_mesh()
+  # Where no sequence is split, XLA can divide its own attention.
+  divides = name == "xla" and mesh.shape.get("context", 1) == 1
+  if mesh.empty or mesh.size == 1 or divides:
     return attention(Way(KERNELS[name], heads), q, k, v, who)
   return _on_mesh(mesh, KERNELS[name], heads, ulysses, cross, q, k, v, who)
 

@@ -9,11 +9,14 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from sora_jax.models.attention import RECOMPUTED
+
 
 def count(f: Callable[..., Any], *args: Any) -> int:
   """2 per multiply-add of the matmuls and convolutions of `f(*args)`, loops as often as they run.
 
   Of branches the most expensive one counts; of a `while` whose trips cannot be known, one trip.
+  What a backward pass makes again in the scope `RECOMPUTED` does not count.
   Abstract arguments (`jax.ShapeDtypeStruct`) will do.
   """
   return _count(jax.make_jaxpr(f)(*args).jaxpr)
@@ -24,6 +27,8 @@ def _count(jaxpr: core.Jaxpr) -> int:
 
 
 def _of(eqn: core.JaxprEqn) -> int:
+  if RECOMPUTED in str(eqn.source_info.name_stack):
+    return 0
   shape = lambda var: getattr(var.aval, "shape", ())  # noqa: E731
   match eqn.primitive.name:
     case "dot_general":

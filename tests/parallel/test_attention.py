@@ -80,6 +80,14 @@ def test_attention_to_a_prompt_needs_no_ring(rng):
   _assert_same(_run(cross, arrays, who, mesh), _run(_whole(8), arrays, who))
 
 
+@pytest.mark.parametrize("length", [16, 53])  # one piece, and four of which one is not full
+def test_queries_in_pieces(rng, monkeypatch, length):
+  monkeypatch.setattr(reference, "PIECE", 16)
+  arrays, who = _inputs(rng, n=length, m=40)
+  pieces = lambda *a: attention.attend(*a, heads=8, kernel="xla")  # noqa: E731
+  _assert_same(_run(pieces, arrays, who), _run(_whole(8), arrays, who))
+
+
 def test_pallas_kernels(rng, monkeypatch):
   monkeypatch.setattr(flash, "BLOCKS", (128,))
   arrays, who = _inputs(rng, b=2, n=200, m=300, heads=2, width=32)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sora_jax.parallel.attention import attend
 from sora_jax.plan import flops
 
 X = jax.ShapeDtypeStruct((8, 16), jnp.float32)
@@ -29,6 +30,14 @@ def _scanned(x, w):
 )
 def test_matmuls(f, expected):
   assert flops.count(f, X, W) == expected
+
+
+def test_scores_made_again_are_no_work_of_the_model():
+  x, ids = jax.ShapeDtypeStruct((1, 64, 32), jnp.float32), jnp.ones((1, 64), int)
+  f = lambda q, k, v: attend(q, k, v, ids, ids, heads=2, kernel="xla").sum()  # noqa: E731
+  forward = 2 * 2 * 64 * 64 * 32
+  assert flops.count(f, x, x, x) == forward
+  assert flops.count(jax.grad(f, (0, 1, 2)), x, x, x) == 3 * forward
 
 
 @pytest.mark.parametrize("groups", [1, 4])
