@@ -28,8 +28,7 @@ EXAMPLES = """examples:
   sora-jax sample "a red ball rolls to the left" --mesh data=2,context=4 --out ball.mp4
   sora-jax sample "a cat and a dog bake a cake" --checkpoint hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers \
       --dtype bfloat16 --out cake.mp4
-  sora-jax sample "a red ball rolls to the left" --checkpoint runs/calibrated --cache 0.1 \
-      --out ball.mp4
+  sora-jax sample "a red ball rolls to the left" --cache 0.1 --curve toy.json --out ball.mp4
   sora-jax sample "a cat and a dog bake a cake" --checkpoint hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers \
       --lora runs/wan/export:0.8 --out cake.mp4
   sora-jax sample "golden retriever; tabby; 207" --checkpoint path/to/DiT-XL-2-256 \
@@ -43,7 +42,7 @@ separated by semicolons.
 VIDEO_ONLY: dict[str, Any] = dict(
   task="generate", image=None, video=[], mask=None, missing=None, storyboard=None, direction=None,
   strength=None, fit="crop", paste=False, negative="", size=None, frames=None, fps=None, mesh=None,
-  lora=[], cache=None,
+  lora=[], cache=None, curve=None,
 )  # fmt: skip
 
 
@@ -119,7 +118,12 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
     "--cache",
     type=float,
     metavar="X",
-    help="step caching, of a calibrated checkpoint: larger is faster and less exact, 0 is none",
+    help="step caching: larger is faster and less exact, 0 is none",
+  )
+  parser.add_argument(
+    "--curve",
+    metavar="FILE",
+    help="what --cache must know of the model; measured, and written there, if there is no FILE",
   )
   parser.add_argument(
     "--lora",
@@ -187,6 +191,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   told = Story.read(args.storyboard) if args.storyboard else Story.of(args.prompt)
   if not told.prompts[0] and (not given or args.task == "edit"):
     raise UserError("The prompt is empty: describe the video in a few words.")
+  if args.curve and not args.cache:
+    raise UserError("--curve serves step caching: give --cache too, or leave it out.")
   if args.seed < 0:
     raise UserError(f"The seed is {args.seed} but must not be negative.")
   for file, _ in args.lora:
@@ -195,6 +201,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   from sora_jax.generate import classes
   from sora_jax.generate import model as generate
+  from sora_jax.generate.calibrate import with_curve
 
   generate.enable_compilation_cache()
   if classes.holds(args.checkpoint):
@@ -202,6 +209,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   model = generate.load(args.checkpoint, args.mesh, args.dtype)
   for file, weight in args.lora:
     model = model.adapted(file, weight)
+  if args.curve:
+    model = with_curve(model, args.curve, told.prompts[0])
   defaults = model.request(fps=args.fps)
   canvas, fps = inputs.canvas(
     args.task, step=model.step, frames=defaults["frames"], size=tuple(defaults["size"]),

@@ -47,8 +47,8 @@ def reused(
     raise UserError(f"cache is {threshold} but must be at least 0 (0 switches step caching off).")
   if curve is None:
     raise UserError(
-      "This checkpoint has no curve of residuals, by which step caching chooses its steps: measure "
-      "it with `generate.calibrate.calibrated`, or leave cache at 0."
+      "This checkpoint has no curve of residuals, by which step caching chooses its steps: name a "
+      "file for it (--curve FILE; `generate.calibrate` in Python), or leave cache at 0."
     )
   sizes = np.interp(levels, *np.asarray(sorted(map(tuple, curve)), np.float64).T)
   short = np.zeros(len(levels), bool)

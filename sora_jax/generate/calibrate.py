@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import os
+import sys
+from pathlib import Path
 
 import jax
 
 from sora_jax.data.packing import Packer
 from sora_jax.diffusion import conditioning
-from sora_jax.diffusion.caching import residual_curve
+from sora_jax.diffusion.caching import Curve, residual_curve
+from sora_jax.errors import UserError
 from sora_jax.generate.denoise import read_prompts
 from sora_jax.generate.model import VideoModel
 
@@ -34,5 +40,44 @@ def calibrated(model: VideoModel, prompt: str, seed: int = 0) -> VideoModel:
   tokens = read_prompts(model.text, model.params["text"], batch)
   apply = lambda tokens, **kw: model.dit.apply({"params": model.params["dit"]}, tokens, **kw)  # noqa: E731
   curve = residual_curve(apply, tokens, jax.random.key(seed))
-  sampling = dict(model.config["sampling"], residuals=[list(map(float, pair)) for pair in curve])
+  return _with(model, [list(map(float, pair)) for pair in curve])
+
+
+def with_curve(model: VideoModel, path: str | Path, prompt: str, seed: int = 0) -> VideoModel:
+  """`model` with the curve in the JSON file `path`: pairs of noise level and size.
+
+  Where there is no such file, it is written as `calibrated` measures the curve.
+
+  Raises:
+    UserError: the file holds no curve, or cannot be written; or as `calibrated`.
+  """
+  path = Path(path)
+  if path.exists():
+    return _with(model, _read(path))
+  if not path.parent.is_dir():  # before the work rather than after it
+    raise UserError(f"There is no folder {path.parent} to write {path.name} to.")
+  print(f"Measuring the model for step caching, once; {path} keeps it.", file=sys.stderr)
+  ready = calibrated(model, prompt, seed)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    temporary.write_text(json.dumps(ready.config["sampling"]["residuals"]) + "\n")
+    os.replace(temporary, path)
+  except OSError as error:
+    temporary.unlink(missing_ok=True)
+    raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+  return ready
+
+
+def _with(model: VideoModel, curve: Curve) -> VideoModel:
+  sampling = dict(model.config["sampling"], residuals=curve)
   return dataclasses.replace(model, config={**model.config, "sampling": sampling})
+
+
+def _read(path: Path) -> Curve:
+  try:
+    curve = [[float(level), float(size)] for level, size in json.loads(path.read_text())]
+    if len(curve) > 1 and all(0 <= t <= 1 and 0 < size < math.inf for t, size in curve):
+      return curve
+  except (OSError, ValueError, TypeError):
+    pass
+  raise UserError(f"{path} holds no curve of residuals: give another file, or one to be written.")

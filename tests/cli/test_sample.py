@@ -110,6 +110,7 @@ def test_an_adapter_and_step_caching(folder, tmp_path, capsys):  # noqa: F811
     ("There is no adapter nothing.safetensors", "--lora=nothing.safetensors:0.5"),
     ("There is no adapter a:b", "--lora=a:b"),
     ("cache is -1.0", "--cache=-1"),
+    ("give --cache too", "--curve=curve.json"),
   ):
     assert run(*words, *more) == 2
     assert says in capsys.readouterr().err
@@ -117,6 +118,8 @@ def test_an_adapter_and_step_caching(folder, tmp_path, capsys):  # noqa: F811
   assert run(*plain, "--cache=0.1") == 2
   assert "no curve of residuals" in capsys.readouterr().err
   assert not out.exists()
+  assert run(*plain, "--cache=0.1", f"--curve={tmp_path / 'curve.json'}") == 0
+  assert out.exists() and (tmp_path / "curve.json").exists()
 
 
 def test_adapters_have_weights():

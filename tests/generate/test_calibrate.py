@@ -11,7 +11,7 @@ from sora_jax.diffusion import caching, sampler
 from sora_jax.diffusion.guidance import Guidance
 from sora_jax.errors import UserError
 from sora_jax.generate import denoise
-from sora_jax.generate.calibrate import calibrated
+from sora_jax.generate.calibrate import calibrated, with_curve
 from sora_jax.models.dit import blank_tokens
 
 
@@ -33,6 +33,21 @@ def test_without_a_curve_it_is_refused(model):
     model.sample("a red ball", cache=0.1)
   with pytest.raises(UserError, match="must be at least 0"):
     model.sample("a red ball", cache=-1.0)
+
+
+def test_a_file_keeps_the_curve(ready, model, tmp_path, monkeypatch):
+  path = tmp_path / "curve.json"
+  first = with_curve(model, path, "a red ball", seed=1)
+  assert first.config == ready.config
+  monkeypatch.setattr("sora_jax.generate.calibrate.calibrated", None)  # not measured again
+  assert with_curve(model, path, "a red ball").config == ready.config
+  assert [file.name for file in tmp_path.iterdir()] == ["curve.json"]
+  for text in ("", "[]", "{}", "[[0, 1]]", "[[0, 1], [2, 1]]", "[[0, 1], [1, NaN]]", "[1, 2]"):
+    path.write_text(text)
+    with pytest.raises(UserError, match="holds no curve"):
+      with_curve(model, path, "a red ball")
+  with pytest.raises(UserError, match="There is no folder"):
+    with_curve(model, tmp_path / "none" / "curve.json", "a red ball")
 
 
 def test_off_is_off_and_larger_thresholds_err_more(ready, model):
