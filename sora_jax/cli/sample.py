@@ -160,9 +160,12 @@ def parse_adapter(text: str) -> tuple[str, float]:
   """Reads "FILE" or "FILE:WEIGHT"."""
   file, _, weight = text.rpartition(":")
   try:
-    return (file, float(weight)) if file else (text, 1.0)
+    number = float(weight)
   except ValueError:  # the colon is part of the name
     return text, 1.0
+  if not math.isfinite(number):
+    raise UserError(f"--lora {text}: the weight must be finite.")
+  return (file, number) if file else (text, 1.0)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -191,7 +194,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   told = Story.read(args.storyboard) if args.storyboard else Story.of(args.prompt)
   if not told.prompts[0] and (not given or args.task == "edit"):
     raise UserError("The prompt is empty: describe the video in a few words.")
-  if args.curve and not args.cache:
+  if args.curve and not (args.cache and args.cache > 0):
     raise UserError("--curve serves step caching: give --cache too, or leave it out.")
   if args.seed < 0:
     raise UserError(f"The seed is {args.seed} but must not be negative.")
@@ -209,8 +212,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   model = generate.load(args.checkpoint, args.mesh, args.dtype)
   for file, weight in args.lora:
     model = model.adapted(file, weight)
+  asked = dict(sampler=args.sampler, steps=args.steps, guidance=args.guidance, shift=args.shift)
   if args.curve:
-    model = with_curve(model, args.curve, told.prompts[0])
+    model.request(size=args.size, fps=args.fps, **asked)  # mistakes first: measuring takes a while
+    if model.low is not None:
+      raise UserError("Step caching cannot be used with two transformers: leave --cache out.")
+    model = with_curve(model, args.curve, told.prompts[0] or "a ball rolls to the left")
   defaults = model.request(fps=args.fps)
   canvas, fps = inputs.canvas(
     args.task, step=model.step, frames=defaults["frames"], size=tuple(defaults["size"]),
@@ -224,8 +231,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   frames = model.sample(
     told, canvas=canvas, negative=args.negative, seed=args.seed, progress=True, fps=fps,
     frames=count if alone else None, size=args.size if alone else None,
-    sampler=args.sampler, steps=args.steps, guidance=args.guidance, shift=args.shift,
-    cache=args.cache,
+    cache=args.cache, **asked,
   )  # fmt: skip
   if args.paste and canvas is not None:
     frames = canvas.paste(frames[None])[0]

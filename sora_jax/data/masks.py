@@ -55,7 +55,7 @@ class Mask:
       hidden[tuple(slice(s, s + a) for s, a in zip(starts, lengths, strict=True))] = True
     asked = hidden
     if self.future:
-      cut = int(rng.integers(1, t))
+      cut = int(rng.integers(1, t)) if t > 1 else 0
       hidden[cut:] = True
       asked = np.zeros(grid, bool)
       asked[cut : cut + self.future] = True

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ import numpy as np
 from sora_jax.diffusion.process import corrupt
 from sora_jax.errors import UserError
 from sora_jax.models.tokens import Tokens
-from sora_jax.typing import Array, Bool, Float, PRNGKey
+from sora_jax.typing import Array, Bool, Float, Params, PRNGKey
 
 Curve = Sequence[Sequence[float]]  # pairs (noise level, size of the residual)
 LEVELS = tuple(round(0.05 * i, 2) for i in range(1, 21))
@@ -77,25 +78,32 @@ def call(model: Callable[..., Any], reuse: Array, residual: Array) -> tuple[Arra
 
 
 def residual_curve(
-  model: Callable[..., Any], tokens: Tokens, key: PRNGKey, levels: Sequence[float] = LEVELS
+  model: Callable[..., Any],
+  params: Params,
+  tokens: Tokens,
+  key: PRNGKey,
+  levels: Sequence[float] = LEVELS,
 ) -> list[tuple[float, float]]:
   """The mean size of a token's residual at each noise level.
 
   Args:
-    model: (tokens, mutable=...) -> as `DiT.apply` of parameters.
+    model: `DiT.apply`. params: of it.
     tokens: clean values, and noise levels 1 in the cond table where a token is made.
     key: of the noise.
   """
   noise = jax.random.normal(key, tokens.values.shape, jnp.float32)
   made = (tokens.noise_level() > 0) & (tokens.segments > 0)
 
-  def size(level: Array) -> Array:
+  def size(params: Params, level: Array) -> Array:
     cond = tokens.cond.at[..., 0].multiply(level)
     noisy = replace(tokens, cond=cond)
     noisy = replace(noisy, values=corrupt(tokens.values, noise, noisy.noise_level()))
-    _, seen = model(noisy, mutable=["intermediates"])
+    _, seen = model({"params": params}, noisy, mutable=["intermediates"])
     residual = seen["intermediates"]["residual"][0].astype(jnp.float32)
-    return jnp.mean(jnp.linalg.norm(residual, axis=-1), where=made)
+    pieces = residual.shape[1] // made.shape[1]  # of each token, if the transformer is `split`
+    return jnp.mean(jnp.linalg.norm(residual, axis=-1), where=jnp.repeat(made, pieces, axis=1))
 
-  sizes = jax.jit(lambda levels: jax.lax.map(size, levels))(jnp.asarray(levels, jnp.float32))
+  # Weights are an argument: what a program closes over is written into it.
+  measure = jax.jit(lambda params, levels: jax.lax.map(partial(size, params), levels))
+  sizes = measure(params, jnp.asarray(levels, jnp.float32))
   return [(float(level), float(s)) for level, s in zip(levels, sizes, strict=True)]

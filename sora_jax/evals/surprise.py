@@ -82,7 +82,8 @@ class Surprise:
       UserError: there is no such checkpoint, or it was never asked for the future.
     """
     vjepa, params = native.load_vjepa(name)
-    kinds = sorted(native.read_config(native.find(name))["training"]["masks"]["kinds"])
+    training = native.read_config(native.find(name)).get("training", {})  # none if it was converted
+    kinds = sorted(training.get("masks", {}).get("kinds", {}))
     if FUTURE not in kinds:
       raise UserError(f"{name} was trained with no kind of mask {FUTURE!r}; there are {kinds}.")
     return cls(vjepa, params, kinds.index(FUTURE))

@@ -17,6 +17,7 @@ from sora_jax.diffusion.caching import Curve, residual_curve
 from sora_jax.errors import UserError
 from sora_jax.generate.denoise import read_prompts
 from sora_jax.generate.model import VideoModel
+from sora_jax.parallel import sharding
 
 
 def calibrated(model: VideoModel, prompt: str, seed: int = 0) -> VideoModel:
@@ -37,30 +38,33 @@ def calibrated(model: VideoModel, prompt: str, seed: int = 0) -> VideoModel:
     rows=1, length=len(sample.values), cond_rows=len(sample.cond), text_length=model.prompts.length
   )
   batch = packer.fill([[sample]], model.prompts)
-  tokens = read_prompts(model.text, model.params["text"], batch)
-  apply = lambda tokens, **kw: model.dit.apply({"params": model.params["dit"]}, tokens, **kw)  # noqa: E731
-  curve = residual_curve(apply, tokens, jax.random.key(seed))
+  with jax.set_mesh(sharding.mesh_of(model.params)):
+    tokens = read_prompts(model.text, model.params["text"], batch)
+    key = jax.random.key(seed)
+    curve = residual_curve(model.dit.apply, model.params["dit"], tokens, key)
   return _with(model, [list(map(float, pair)) for pair in curve])
 
 
 def with_curve(model: VideoModel, path: str | Path, prompt: str, seed: int = 0) -> VideoModel:
-  """`model` with the curve in the JSON file `path`: pairs of noise level and size.
+  """`model` with the curve in the JSON file `path`, which says what transformer it is of.
 
   Where there is no such file, it is written as `calibrated` measures the curve.
 
   Raises:
-    UserError: the file holds no curve, or cannot be written; or as `calibrated`.
+    UserError: the file holds no curve, or another transformer's, or cannot be written; or as
+      `calibrated`.
   """
-  path = Path(path)
+  path, kind = Path(path), repr(model.dit)
   if path.exists():
-    return _with(model, _read(path))
+    return _with(model, _read(path, kind))
   if not path.parent.is_dir():  # before the work rather than after it
     raise UserError(f"There is no folder {path.parent} to write {path.name} to.")
   print(f"Measuring the model for step caching, once; {path} keeps it.", file=sys.stderr)
   ready = calibrated(model, prompt, seed)
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
-    temporary.write_text(json.dumps(ready.config["sampling"]["residuals"]) + "\n")
+    found = dict(transformer=kind, residuals=ready.config["sampling"]["residuals"])
+    temporary.write_text(json.dumps(found) + "\n")
     os.replace(temporary, path)
   except OSError as error:
     temporary.unlink(missing_ok=True)
@@ -73,11 +77,15 @@ def _with(model: VideoModel, curve: Curve) -> VideoModel:
   return dataclasses.replace(model, config={**model.config, "sampling": sampling})
 
 
-def _read(path: Path) -> Curve:
+def _read(path: Path, kind: str) -> Curve:
+  other = "give another file, or one to be written"
   try:
-    curve = [[float(level), float(size)] for level, size in json.loads(path.read_text())]
-    if len(curve) > 1 and all(0 <= t <= 1 and 0 < size < math.inf for t, size in curve):
-      return curve
-  except (OSError, ValueError, TypeError):
-    pass
-  raise UserError(f"{path} holds no curve of residuals: give another file, or one to be written.")
+    found = json.loads(path.read_text())
+    curve = [[float(level), float(size)] for level, size in found["residuals"]]
+    if len(curve) < 2 or not all(0 <= t <= 1 and 0 < size < math.inf for t, size in curve):
+      raise ValueError
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    raise UserError(f"{path} holds no curve of residuals: {other}.") from error
+  if found.get("transformer") != kind:
+    raise UserError(f"The curve in {path} is another transformer's: {other}.")
+  return curve

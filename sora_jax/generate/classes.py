@@ -69,6 +69,8 @@ class Sampling:
       raise UserError(f"Guidance is {self.guidance} but must be at least 1 (1 switches it off).")
     if self.steps < 1:
       raise UserError(f"steps is {self.steps} but must be at least 1.")
+    if not self.shift >= 1e-3:
+      raise UserError(f"shift is {self.shift} but must be at least 0.001.")
     if self.variance not in ("learned", "small"):
       raise UserError(f"variance is {self.variance!r} but must be learned or small.")
 

@@ -205,12 +205,16 @@ class VideoModel:
   def adapted(self, file: str | os.PathLike[str], weight: float = 1.0) -> VideoModel:
     """The model with the LoRA adapter of a file or folder, at so much of its strength.
 
+    Of two transformers the first, that of high noise, gets it, which is said on stderr.
+
     Raises:
       UserError: there is none, or it is not of this model.
     """
     dit = self.params["dit"]
     adapter = adapters.read(file, wan_dit.rules(self.dit), wan_dit.shapes(self.dit))
     params = {**self.params, "dit": lora.apply(dit, adapter, weight)}
+    if self.low is not None:
+      print(f"warning: {file} changes the transformer of high noise alone", file=sys.stderr)
     places = sharding.param_shardings(params, sharding.mesh_of(dit))
     return dataclasses.replace(self, params=jax.device_put(params, places))
 

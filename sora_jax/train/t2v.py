@@ -158,7 +158,9 @@ class T2VRecipe:
 
   def _encoded(self, shapes: Mapping[str, Any]) -> dict[str, RecordSource]:
     data = self.config.data
-    vae, params = pipelines.load_vae(self.config.vae)
+    # What is exported with a text encoder of ours holds a copy of an autoencoder of ours.
+    load_vae = pipelines.load_vae if self.text is None else native.load_vae
+    vae, params = load_vae(self.config.vae)
     reader = None
     if self.text is None:
       text = self.source.components["text"]
@@ -261,6 +263,7 @@ class T2VRecipe:
         longest=max(shapes[name].frames for name in self.shares if not shapes[name].loop),
         tokens=max(self._tokens(name) for name in self.shares),
         shift=self.config.levels.shift,
+        reference_tokens=self.config.levels.get("reference_tokens", LevelSampler.reference_tokens),
       ),
       "training": self.config.to_dict() | {"commit": commit()},
     }
@@ -278,7 +281,7 @@ class T2VRecipe:
     if self.lora:
       file = workdir / "export" / lora_files.FILE
       return lora_files.write(file, params["dit"], wan_dit.rules(self.dit))
-    if self.config.levels.highest < 1:
+    if self.config.levels.get("highest", 1.0) < 1:
       return self._export_low(params, workdir)
     components = {"transformer": {"dit": params["dit"]}}
     if self.text is not None:
@@ -311,6 +314,8 @@ def build(config: ConfigDict) -> T2VRecipe:
     text = config_lib.build(TextEncoder, config.text, vocabulary=rows, table_width=table)
     width = 0  # of states that are there already
   adapter = config.get("lora")
+  if config.levels.get("highest", 1.0) < 1 and not (adapter and adapter.rank):
+    _check_low(config, text)
   return T2VRecipe(
     config=config,
     dit=dit,
@@ -318,3 +323,13 @@ def build(config: ConfigDict) -> T2VRecipe:
     lora=config_lib.build(Lora, adapter) if adapter and adapter.rank else None,
     packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size, text_width=width),
   )
+
+
+def _check_low(config: ConfigDict, text: TextEncoder | None) -> None:
+  """Refuses a transformer of low noise that no model could be exported with."""
+  if text is not None:
+    raise UserError(
+      "A transformer of low noise joins a model: name it in text_from, or set levels.highest=1."
+    )
+  if "architectures" in native.read_config(native.find(config.text_from))["text"]:
+    raise UserError("A transformer of low noise can join only a model whose text encoder is ours.")

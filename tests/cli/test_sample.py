@@ -111,6 +111,8 @@ def test_an_adapter_and_step_caching(folder, tmp_path, capsys):  # noqa: F811
     ("There is no adapter a:b", "--lora=a:b"),
     ("cache is -1.0", "--cache=-1"),
     ("give --cache too", "--curve=curve.json"),
+    ("give --cache too", "--curve=curve.json", "--cache=-1"),
+    ("the weight must be finite", "--lora=a:nan"),
   ):
     assert run(*words, *more) == 2
     assert says in capsys.readouterr().err

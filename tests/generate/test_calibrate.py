@@ -42,10 +42,13 @@ def test_a_file_keeps_the_curve(ready, model, tmp_path, monkeypatch):
   monkeypatch.setattr("sora_jax.generate.calibrate.calibrated", None)  # not measured again
   assert with_curve(model, path, "a red ball").config == ready.config
   assert [file.name for file in tmp_path.iterdir()] == ["curve.json"]
-  for text in ("", "[]", "{}", "[[0, 1]]", "[[0, 1], [2, 1]]", "[[0, 1], [1, NaN]]", "[1, 2]"):
-    path.write_text(text)
+  for curve in ("", "[]", "[[0, 1]]", "[[0, 1], [2, 1]]", "[[0, 1], [1, NaN]]", "[1, 2]"):
+    path.write_text(f'{{"residuals": {curve}}}')
     with pytest.raises(UserError, match="holds no curve"):
       with_curve(model, path, "a red ball")
+  path.write_text('{"transformer": "DiT()", "residuals": [[0, 1], [1, 1]]}')
+  with pytest.raises(UserError, match="another transformer's"):
+    with_curve(model, path, "a red ball")
   with pytest.raises(UserError, match="There is no folder"):
     with_curve(model, tmp_path / "none" / "curve.json", "a red ball")
 
