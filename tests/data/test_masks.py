@@ -71,3 +71,6 @@ def test_masks_that_hide_all_or_nothing_are_refused(mask, rng):
   masks = Masks(grid=GRID, context=0.2, targets=0.4, kinds={"bad": mask})
   with pytest.raises(UserError, match="leaves nothing to see or to predict"):
     masks({}, rng)
+  short = Masks(grid=(1, 8, 6), context=0.2, targets=0.4, kinds={"future": Mask(future=1)})
+  with pytest.raises(UserError, match="leaves nothing to see or to predict"):
+    short({}, rng)

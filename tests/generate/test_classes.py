@@ -134,6 +134,7 @@ def test_settings_are_checked(folder):
     (dict(steps=1001), "1 to 1000"),
     (dict(guidance=0.5), "at least 1"),
     (dict(shift=3.0), "only a model of velocity"),
+    (dict(shift=0.0), "at least 0.001"),
     (dict(variance="large"), "learned or small"),
     (dict(spaces="linspace"), "did you mean 'spacing'"),
   ):

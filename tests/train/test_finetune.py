@@ -15,7 +15,7 @@ from sora_jax.interop import native, wan_dit
 from sora_jax.interop.names import flatten
 from sora_jax.models.dit import DiT, blank_tokens
 from sora_jax.models.text import TextEncoder
-from sora_jax.train import loop, program
+from sora_jax.train import loop, program, t2v
 
 MODEL = dict(width=32, layers=2, heads=2, mlp_width=48, text_width=16, channels=64)
 TEXT = dict(width=16, layers=1, heads=2, length=12)
@@ -126,3 +126,11 @@ def test_what_does_not_fit_is_refused(config, tmp_path):
   config.lora.targets = "no_such"
   with pytest.raises(UserError, match="lora.targets='no_such'"):
     loop.fit(config, tmp_path)
+
+
+def test_a_transformer_of_low_noise_needs_a_model_to_join():
+  config = config_lib.load("configs/toy.py:smoke")
+  config.levels.highest = 0.65
+  with pytest.raises(UserError, match="joins a model: name it in text_from"):
+    t2v.build(config)
+  t2v.build(config_lib.load("configs/toy.py:low"))  # joins the shipped model
