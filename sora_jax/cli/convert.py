@@ -87,7 +87,7 @@ def _check(source: Path) -> dict[str, Any]:
       for layer, error in check.parity(folder):
         errors[layer] = error
         print(f"{place.section} {layer}: relative error {error:.1e}")
-      worst = max(errors, key=errors.__getitem__)
+      worst = max(errors, key=lambda k: (errors[k] != errors[k], errors[k]))  # NaN is worst
       if not errors[worst] <= check.TOLERANCE:
         raise UserError(
           f"{worst} of the {place.section} differs from the reference by {errors[worst]:.1e}."

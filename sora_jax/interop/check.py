@@ -1,6 +1,7 @@
 """Whether published weights are what their config says, and compute what their reference computes.
 
-The structural half reads headers only. The other one needs torch, see `probes`.
+The structural half reads headers, and those tensors that should be equal to others (tied names,
+copies). The other one needs torch, see `probes`.
 """
 
 from __future__ import annotations

@@ -140,19 +140,23 @@ def _own_module(place: Place, config: Mapping[str, Any]) -> tuple[ModuleType, di
   """What writes a component, its config.json, and the module."""
   section = config[place.section]
   if published.class_of(section):
-    contract = published.module_of(section, Path("config.json"))
-    return contract, dict(section), contract.from_config(section)
+    where = Path("config.json")
+    contract = published.module_of(section, where)
+    return contract, dict(section), published.described(contract, section, where)
   kind = ClassDiT if place is TRANSFORMER and "classes" in config else place.kinds[0]
   module = config_lib.build(kind, section)
   return *published.writer_of(module), module
 
 
 def _to_ours(source: Path, folder: Path) -> list[str]:
-  folders = published_components(source)
+  folders, words = published_components(source), source / "tokenizer"
+  whole = TEXT in folders and len(folders) > 1
+  if whole and not words.is_dir():
+    raise UserError(f"{words} is missing: get it again.")
   found = {place: published.read_component(where) for place, where in folders.items()}
   config = _settings(source, found) if (source / INDEX).is_file() else {}
-  if TEXT in found and len(found) > 1:
-    shutil.copytree(source / "tokenizer", folder / "tokenizer")
+  if whole:
+    shutil.copytree(words, folder / "tokenizer")
   for place, component in found.items():
     module = component.module
     config[place.section] = (
@@ -234,6 +238,8 @@ def _finish(source: Path, folder: Path, index: dict[str, Any], config: Mapping[s
     scheduler = schedulers.to_config(config["sampling"])
     if LOW.folder in index:
       index["boundary_ratio"] = config["sampling"]["boundary"]
+    if config["sampling"].get("expand_timesteps"):
+      index["expand_timesteps"] = True
     index["tokenizer"] = ["transformers", words or "T5TokenizerFast"]
   (folder / "scheduler").mkdir()
   write_json(folder / "scheduler" / "scheduler_config.json", scheduler)

@@ -21,6 +21,9 @@ _FIXED = dict(
   beta_schedule="linear", prediction_type="epsilon", thresholding=False, clip_sample=False,
   trained_betas=None, rescale_betas_zero_snr=False, set_alpha_to_one=True, steps_offset=0,
 )  # fmt: skip
+# DDPM's variances that are one number a step, the same by either way; a learned one there needs
+# all of the network's outputs, of which the pipeline drops half.
+_VARIANCES = ("fixed_small", "fixed_small_log")
 # What diffusers takes where a config.json says nothing.
 _DEFAULTS = dict(clip_sample=True)
 
@@ -46,13 +49,18 @@ def sampling(scheduler: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     UserError: a scheduler that cannot be computed, with the setting that it is about.
   """
-  name = scheduler["_class_name"]
+  name = str(scheduler.get("_class_name"))
   if name not in SCHEDULERS:
     raise UserError(f"The scheduler {name} is not known for DiT: use {' or '.join(SCHEDULERS)}.")
   for key, value in _FIXED.items():
     found = scheduler.get(key, _DEFAULTS.get(key, value))
     if found != value:
       raise UserError(f"This {name} has {key}={found!r}; only {value!r} can be computed for DiT.")
+  variance = scheduler.get("variance_type", _VARIANCES[0])
+  if name == "DDPMScheduler" and variance not in _VARIANCES:
+    raise UserError(
+      f"This {name} has variance_type={variance!r}; use {' or '.join(map(repr, _VARIANCES))}."
+    )
   spacing = scheduler.get("timestep_spacing", "leading")
   if name == "DDIMScheduler" and spacing == "linspace":
     # There the last step of a stride is not the one before: steps would not meet.

@@ -26,6 +26,8 @@ def written(folder: str | os.PathLike[str], replace: bool = False) -> Iterator[P
   folder = Path(folder)
   if not replace:
     check_new(folder)
+  if folder.is_symlink():
+    folder = folder.resolve()  # the link stays
   folder.parent.mkdir(parents=True, exist_ok=True)
   temporary, old = (folder.parent / f".{folder.name}.{os.getpid()}.{x}" for x in ("tmp", "old"))
   shutil.rmtree(temporary, ignore_errors=True)
@@ -38,6 +40,8 @@ def written(folder: str | os.PathLike[str], replace: bool = False) -> Iterator[P
     shutil.rmtree(old, ignore_errors=True)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+    if old.exists() and not folder.exists():  # the new one did not get its name
+      os.replace(old, folder)
 
 
 def check_new(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from sora_jax.errors import UserError
 from sora_jax.interop import native
@@ -32,13 +33,19 @@ def snapshot(name: str) -> Path:
       to be accepted, or there is no network and it is not in the cache.
   """
   match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+  no_name = f"{name} names no model of the hub: write hf:ORG/NAME or hf:ORG/NAME@REVISION."
   if not match:
-    raise UserError(f"{name} names no model of the hub: write hf:ORG/NAME or hf:ORG/NAME@REVISION.")
+    raise UserError(no_name)
   from huggingface_hub import errors, snapshot_download  # slow to import
 
   repository, revision = match.groups()
+  # What all errors of the HTTP library are; which library that is depends on the hub's version.
+  parents = errors.HfHubHTTPError.__mro__
+  http_error: Any = parents[parents.index(OSError) - 1]
   try:
     return Path(snapshot_download(repository, revision=revision, allow_patterns=PATTERNS))
+  except errors.HFValidationError as error:
+    raise UserError(no_name) from error
   except errors.GatedRepoError as error:
     reason = "its licence must be accepted first, on the hub's page of it, with `hf auth login`"
     raise UserError(f"{name} cannot be downloaded: {reason}.") from error
@@ -48,7 +55,7 @@ def snapshot(name: str) -> Path:
     raise UserError(f"The hub has no model {repository}, or it is private.") from error
   except (
     errors.LocalEntryNotFoundError,
-    errors.HfHubHTTPError,
+    http_error,
     ConnectionError,
     TimeoutError,
   ) as error:

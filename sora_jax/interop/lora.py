@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -126,8 +127,11 @@ def write(path: str | os.PathLike[str], params: Params, rules: Sequence[Rule]) -
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  temporary.write_bytes(save(tensors, {"format": "pt", METADATA: header}))
-  os.replace(temporary, path)
+  try:
+    temporary.write_bytes(save(tensors, {"format": "pt", METADATA: header}))
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def _linear(rules: Sequence[Rule]) -> list[Rule]:
@@ -160,19 +164,38 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
       header = (file.metadata() or {}).get(METADATA, "{}")
     beside = path.with_name("adapter_config.json")
     settings = json.loads(header) or (json.loads(beside.read_text()) if beside.is_file() else {})
+    settings = _checked(settings)
   except (SafetensorError, OSError, ValueError) as error:
     raise UserError(f"{path} is damaged ({error}): get it again.") from error
-  settings = {name.removeprefix(PREFIX): value for name, value in settings.items()}
   if settings.get("use_dora"):
     raise UserError(f"{path} is a DoRA adapter, which this version does not read.")
   return tensors, settings
+
+
+def _checked(settings: Any) -> dict[str, Any]:
+  """peft's settings without the prefix of their names. Raises ValueError: they make no sense."""
+  if not isinstance(settings, dict):
+    raise ValueError("its settings are no object")
+  settings = {name.removeprefix(PREFIX): value for name, value in settings.items()}
+  patterns = settings.setdefault("alpha_pattern", {})
+  if not isinstance(patterns, dict):
+    raise ValueError("its alpha_pattern is no object")
+  for name, alpha in {"lora_alpha": settings.get("lora_alpha", 1), **patterns}.items():
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+      raise ValueError(f"the alpha of {name} is {alpha!r}, no finite number")
+  for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise ValueError(f"{pattern!r} in its alpha_pattern is no regular expression") from error
+  return settings
 
 
 def _alpha(settings: Mapping[str, Any], module: str) -> Callable[[int], float]:
   """Rank -> alpha of a module, by peft's settings."""
 
   def alpha(rank: int) -> float:
-    patterns = settings.get("alpha_pattern", {}).items()
+    patterns = settings["alpha_pattern"].items()
     own = (a for pattern, a in patterns if re.match(rf"(.*\.)?({pattern})$", module))
     value = next(own, settings.get("lora_alpha", rank))
     return value * rank**0.5 if settings.get("use_rslora") else value

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from einops import EinopsError
 
 from sora_jax.errors import UserError
 from sora_jax.typing import Params
@@ -117,7 +118,14 @@ def pieces(
       if not np.array_equal(tensors[names[0]], tensors[other]):
         raise UserError(f"The tensors {names[0]} and {other} should be the same and are not.")
     for layer, name in enumerate(names if rule.stacked else names[:1]):
-      array = rule.to_ours(tensors[name])
+      tensor = tensors[name]
+      try:
+        array = rule.to_ours(tensor)
+      except (EinopsError, IndexError, ValueError) as error:  # of another rank
+        raise UserError(
+          f"The tensor {name} of shape {tensor.shape} makes no {rule.ours} of shape {shape}: it is "
+          "of another model."
+        ) from error
       if array.shape != shape[1 if rule.stacked else 0 :]:
         made = (rule.layers, *array.shape) if rule.stacked else array.shape
         raise UserError(

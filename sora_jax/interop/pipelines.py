@@ -49,7 +49,9 @@ WAN = dict(
   steps=50, guidance=5.0, frames=81, size=[480, 832], fps=16.0, reference_fps=16.0,
   text_length=512,
 )  # fmt: skip
-WAN_5B = WAN | dict(frames=121, size=[704, 1280], fps=24.0, reference_fps=24.0)
+WAN_5B = WAN | dict(
+  frames=121, size=[704, 1280], fps=24.0, reference_fps=24.0, expand_timesteps=True
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def _published(folder: Path, dtype: Any) -> Parts:
   components = {"dit": transformer, "vae": vae, "text": text}
   if has_second(folder):
     components["low"] = published.read_component(folder / SECOND, dtype)
-  return Parts(components, _prompts(folder, sampling), {"sampling": sampling, "known_words": []})
+  prompts = _prompts(folder, sampling, text.module.vocabulary)
+  return Parts(components, prompts, {"sampling": sampling, "known_words": []})
 
 
 def _own(folder: Path, config: dict[str, Any], dtype: Any) -> Parts:
@@ -186,10 +189,10 @@ def _own_text(
   """Our encoder over the word pieces that ship; or a published one, with its own tokenizer."""
   if "architectures" in config["text"]:
     contract = published.module_of(config["text"], folder / "config.json")
-    module = contract.from_config(config["text"])
+    module = published.described(contract, config["text"], folder / "config.json")
     module = module if dtype is None else module.clone(dtype=dtype)
     stored = native.open_weights(folder, "text")
-    prompts = _prompts(folder, config["sampling"])
+    prompts = _prompts(folder, config["sampling"], module.vocabulary)
     return published.own(module, contract.shapes(module), stored), prompts
   encoder = config_lib.build(TextEncoder, config["text"])
   blank = jnp.zeros((1, 1), jnp.int32)
@@ -199,5 +202,5 @@ def _own_text(
   return published.own(encoder, shapes, tensors), prompts
 
 
-def _prompts(folder: Path, sampling: Mapping[str, Any]) -> Prompts:
-  return tokenizer.load(folder / "tokenizer", sampling["text_length"], padded=True)
+def _prompts(folder: Path, sampling: Mapping[str, Any], rows: int) -> Prompts:
+  return tokenizer.load(folder / "tokenizer", sampling["text_length"], padded=True, rows=rows)

@@ -6,6 +6,7 @@ classes that load are those of the modules in `MODULES`; each of them keeps the 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ MODULES: tuple[ModuleType, ...] = (
 
 @dataclass(frozen=True)
 class Component:
-  """A module and where its weights are; nothing of them is read yet, but all of it is checked.
+  """A module and where its weights are: all is checked, and only what should be equal is read.
 
   Attributes:
     module: ours, computing in the type asked for.
@@ -62,7 +63,7 @@ class Component:
   tensors: Mapping[str, np.ndarray]
 
   def __post_init__(self) -> None:
-    for _ in self.pieces():  # views of files: this reads headers only
+    for _ in self.pieces():  # views of files: this reads headers, and tied names and copies
       pass
 
   @property
@@ -111,7 +112,9 @@ class Component:
 
 def class_of(config: Mapping[str, Any]) -> str | None:
   """The class that a published config.json names; None if it is none."""
-  return config.get("_class_name") or (config.get("architectures") or [None])[0]
+  named = config.get("architectures")
+  first = named[0] if isinstance(named, list | tuple) and named else None
+  return config.get("_class_name") or first
 
 
 def module_of(config: Mapping[str, Any], where: Path) -> ModuleType:
@@ -144,13 +147,37 @@ def built(kind: type[T], section: Mapping[str, Any], **settings: Any) -> T:
   """
   if class_of(section) is None:
     return config_lib.build(kind, section, **settings)
-  module = module_of(section, Path("config.json")).from_config(section)
+  where = Path("config.json")
+  module = described(module_of(section, where), section, where)
   if not isinstance(module, kind):
     raise UserError(
       f"The config.json is of a {class_of(section)}, which is no {kind.__name__}: give a "
       "checkpoint that has one."
     )
   return typing.cast(Any, module).clone(**settings)
+
+
+def described(contract: ModuleType, config: Mapping[str, Any], where: Path) -> Any:
+  """Our module, from a published config.json.
+
+  Args:
+    where: the file, for messages.
+
+  Raises:
+    UserError: it is of another architecture, lacks a setting, or one is of the wrong kind.
+  """
+  try:
+    module = contract.from_config(config)
+  except KeyError as error:
+    raise UserError(f"{where} does not say {error}: get it again.") from error
+  except (TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
+    raise UserError(f"{where} is damaged ({error}): get it again.") from error
+  kinds = {"int": (int,), "float": (int, float)}
+  for field in dataclasses.fields(module):
+    value = getattr(module, field.name)
+    if field.type in kinds and not isinstance(value, kinds[field.type]):
+      raise UserError(f"{where} is damaged ({field.name} would be {value!r}): get it again.")
+  return module
 
 
 def returned(contract: ModuleType) -> type:
@@ -182,14 +209,11 @@ def read_component(folder: Path, dtype: Any = None) -> Component:
 
   Raises:
     UserError: its class does not load; a file is missing or damaged; or weights and config.json are
-      of different models. Weights themselves are not read yet.
+      of different models. Of the weights only tied names and copies are read, to compare them.
   """
   config = read_json(folder / "config.json")
   contract = module_of(config, folder / "config.json")
-  try:
-    module = contract.from_config(config)
-  except KeyError as error:
-    raise UserError(f"{folder / 'config.json'} does not say {error}: get it again.") from error
+  module = described(contract, config, folder / "config.json")
   return of(contract, module if dtype is None else module.clone(dtype=dtype), Weights.open(folder))
 
 

@@ -131,13 +131,13 @@ def _block(theirs: str, ours: str, shortcut: bool) -> list[Rule]:
 
 
 def _attention(theirs: str, ours: str) -> list[Rule]:
-  """Linear layers there, 1x1 convolutions here."""
+  """Linear layers there (or 1x1 convolutions, in files made from the first code), those here."""
   table = _norm(f"{theirs}.group_norm", f"{ours}_norm")
   for old, name, b in _ATTENTION:
     kernel = Rule(
       f"{theirs}.{name}.weight",
       f"{ours}_{b}/kernel",
-      lambda x: rearrange(x, "o i -> 1 1 1 i o"),
+      lambda x: rearrange(x.reshape(x.shape[:2]), "o i -> 1 1 1 i o"),
       lambda x: rearrange(x, "1 1 1 i o -> o i"),
       tied=(f"{theirs}.{old}.weight",),
     )

@@ -159,7 +159,7 @@ def header(file: Path) -> dict[str, Entry]:
     entries = {name: _entry(file, 8 + length, name, x) for name, x in table.items()}
   except FileNotFoundError as error:
     raise UserError(f"{file} is missing: get it again.") from error
-  except (OSError, ValueError, struct.error, AttributeError) as error:
+  except (OSError, ValueError, struct.error, AttributeError, TypeError) as error:
     raise UserError(f"{file} is damaged ({error}): get it again.") from error
   place = 8 + length
   for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
@@ -257,10 +257,12 @@ def _entry(file: Path, start: int, name: str, fields: Mapping[str, Any]) -> Entr
   try:
     first, last = fields["data_offsets"]
     shape = tuple(fields["shape"])
+    if any(type(n) is not int or n < 0 for n in (first, last, *shape)):
+      raise ValueError("not whole numbers")
     entry = Entry(file, start + first, shape, DTYPES[fields["dtype"]])
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"its header is wrong about the tensor {name}") from error
-  if any(not isinstance(n, int) or n < 0 for n in shape) or last - first != entry.nbytes:
+  if last - first != entry.nbytes:
     raise ValueError(f"the place of the tensor {name} does not fit its shape {list(shape)}")
   return entry
 

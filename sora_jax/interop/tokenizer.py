@@ -40,13 +40,14 @@ def load(
   cut: bool = False,
   clean: Callable[[str], str] | None = None,
   padded: bool = False,
+  rows: int | None = None,
 ) -> Prompts:
   """The tokenizer in a folder, as prompts of at most `length` pieces, `</s>` among them.
 
   Args:
     cut: whether longer prompts are cut (`</s>` stays) instead of refused.
     clean: what is done to each prompt first; None is `clean_prompt`, as Wan has it.
-    padded: see `Prompts`.
+    padded, rows: see `Prompts`.
 
   Raises:
     UserError: there is none, or it is damaged, or of a class that is not known.
@@ -57,7 +58,9 @@ def load(
     raise
   except Exception as error:  # the tokenizers library raises bare Exceptions
     raise UserError(f"The tokenizer in {folder} is damaged ({error}): get it again.") from error
-  return Prompts(tokenizer, length, cut=cut, clean=clean or clean_prompt, ending=1, padded=padded)
+  return Prompts(
+    tokenizer, length, cut=cut, clean=clean or clean_prompt, ending=1, padded=padded, rows=rows
+  )
 
 
 def clean_prompt(text: str) -> str:

@@ -52,10 +52,10 @@ def to_config(dit: DiT) -> dict[str, Any]:
   Raises:
     UserError: its class cannot express it.
   """
-  if dit.absolute or dit.affine or dit.cond_features != 1:
+  if dit.absolute or dit.affine or dit.split or dit.cond_features != 1:
     raise UserError(
-      "Only a transformer with cond_features = 1 and without absolute positions and an affine "
-      f"velocity can be written as a {NAME}."
+      "Only a transformer with cond_features = 1 and without absolute positions, an affine "
+      f"velocity and split patches can be written as a {NAME}."
     )
   return FIXED | dict(
     _class_name=NAME, patch_size=list(dit.patch), num_attention_heads=dit.heads,

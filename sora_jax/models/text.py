@@ -75,6 +75,7 @@ class Prompts:
     ending: how many of the last pieces end a prompt, and stay when it is cut.
     padded: whether the transformer reads `length` pieces of every prompt, even of an empty one:
       after its words come `NOTHING`s, whose states are zeros that are attended (Wan).
+    rows: of the encoder's table, where the tokenizer may know pieces that it has none for.
   """
 
   def __init__(
@@ -86,9 +87,11 @@ class Prompts:
     clean: Callable[[str], str] = str,
     ending: int = 0,
     padded: bool = False,
+    rows: int | None = None,
   ):
     self.tokenizer, self.length, self.known_words = tokenizer, length, frozenset(known_words)
     self.cut, self.clean, self.ending, self.padded = cut, clean, ending, padded
+    self.rows = rows
     self._warned = False
 
   @classmethod
@@ -124,7 +127,7 @@ class Prompts:
     """The word pieces of each prompt, at most `length`, or as many if they are padded.
 
     Raises:
-      UserError: a prompt is too long and not to be cut.
+      UserError: a prompt is too long and not to be cut, or has a piece that the table lacks.
     """
     out = []
     for prompt in prompts:
@@ -133,6 +136,12 @@ class Prompts:
         self._too_long(prompt, len(ids))
         kept = self.length - self.ending
         ids = ids[:kept] + ids[len(ids) - self.ending :]
+      if self.rows is not None and (most := max(ids, default=0)) >= self.rows:
+        piece = self.tokenizer.id_to_token(most)
+        raise UserError(
+          f"The word piece {piece!r} is number {most} and the encoder has {self.rows} of them: "
+          "leave it out of the prompt, or get the tokenizer of this model."
+        )
       out.append(ids + [NOTHING] * (self.length - len(ids) if self.padded else 0))
     return out
 

@@ -110,7 +110,7 @@ class T2VRecipe:
     theirs = self.source.prompts
     return Prompts(
       theirs.tokenizer, theirs.length, cut=True, clean=theirs.clean, ending=theirs.ending,
-      padded=theirs.padded,
+      padded=theirs.padded, rows=theirs.rows,
     )  # fmt: skip
 
   @functools.cached_property

@@ -145,6 +145,14 @@ def test_settings_are_checked(folder):
     (dict(_class_name="DDIMScheduler"), "clip_sample=True"),
     (dict(_class_name="DDPMScheduler", clip_sample=False, prediction_type="sample"), "sample"),
     (dict(_class_name="PNDMScheduler"), "not known for DiT"),
+    (dict(clip_sample=False), "scheduler None is not known"),
+    (
+      dict(_class_name="DDPMScheduler", clip_sample=False, variance_type="fixed_large"),
+      "variance_type='fixed_large'",
+    ),
   ):
     with pytest.raises(UserError, match=says):
       dit_pipeline.sampling(scheduler)
+  for variance in ("fixed_small", "fixed_small_log"):
+    scheduler = dict(_class_name="DDPMScheduler", clip_sample=False, variance_type=variance)
+    assert dit_pipeline.sampling(scheduler)["variance"] == "small"

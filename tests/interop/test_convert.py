@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from sora_jax.cli import main
 from sora_jax.errors import UserError
 from sora_jax.generate import model as generate
-from sora_jax.interop import check, convert, native, wan_dit
+from sora_jax.interop import check, convert, native, pipelines, wan_dit
 from sora_jax.interop.shards import Weights
 from tests.interop.conftest import make_transformer, relative_error
 
@@ -75,6 +75,18 @@ def test_a_second_transformer_goes_with_the_first(pipeline, tmp_path):
   same_weights(two / "transformer_2", back / "transformer_2")
   assert WanPipeline.from_pretrained(back).config.boundary_ratio == 0.8
   assert [x.component for x in check.structure(two)] == ["transformer", "vae", "text", "low"]
+
+
+def test_wans_5b_stays_one(repository, tmp_path):
+  source, ours, back = (tmp_path / name for name in ("source", "ours", "back"))
+  shutil.copytree(repository, source)
+  index = json.loads((source / "model_index.json").read_text())
+  (source / "model_index.json").write_text(json.dumps(index | {"expand_timesteps": True}))
+  convert.convert(source, ours, "sora_jax")
+  convert.convert(ours, back, "diffusers")
+  for folder in (source, back):
+    assert pipelines.sampling_of(folder)["frames"] == 121
+    assert WanPipeline.from_pretrained(folder).config.expand_timesteps
 
 
 def test_our_folder_samples_as_the_repository_does(repository, ours):
@@ -162,6 +174,14 @@ def test_a_check_finds_what_was_changed(repository, ours, tmp_path, monkeypatch)
   assert errors["blocks.0"] > 1e-3 and errors["whole"] > 1e-3
 
 
+def test_a_check_refuses_what_is_no_number(repository, monkeypatch, capsys):
+  errors = [("good", 0.0), ("bad", float("nan")), ("large", 1.0)]
+  for some in (errors, errors[::-1]):
+    monkeypatch.setattr(check, "parity", lambda folder, some=some: iter(some))
+    assert main.main(["convert", "--check", str(repository)]) == 2
+    assert "bad of the transformer differs from the reference by nan" in capsys.readouterr().err
+
+
 def test_a_written_transformer_computes_the_same(pipeline, back):
   again = WanTransformer3DModel.from_pretrained(back / "transformer").eval()
   inputs = torch.randn(1, 4, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 5, 20)
@@ -175,4 +195,17 @@ def test_a_failed_conversion_leaves_nothing(repository, tmp_path):
   (broken / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
   with pytest.raises(UserError, match="is damaged"):
     convert.convert(broken, tmp_path / "out", "sora_jax")
+  shutil.rmtree(broken / "tokenizer")
+  with pytest.raises(UserError, match="tokenizer is missing"):
+    convert.convert(broken, tmp_path / "out", "sora_jax")
   assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_section_of_our_config_of_the_wrong_kind_is_named(repository, tmp_path):
+  convert.convert(repository / "text_encoder", tmp_path / "text", "sora_jax")
+  config = native.read_config(tmp_path / "text")
+  text = {key: value for key, value in config["text"].items() if key != "d_model"}
+  for section, says in ((text, "does not say 'd_model'"), (config["text"] | {"d_ff": "9"}, "'9'")):
+    (tmp_path / "text" / "config.json").write_text(json.dumps({"text": section}))
+    with pytest.raises(UserError, match=says):
+      convert.convert(tmp_path / "text", tmp_path / "back", "diffusers")

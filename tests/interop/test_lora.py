@@ -215,3 +215,31 @@ def test_files_that_are_none_are_refused(ours, tmp_path):
     files.read(tmp_path, rules, shapes)
   with pytest.raises(UserError, match="no adapter to write"):
     files.write(tmp_path / files.FILE, params, rules)
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ("[1]", "settings are no object"),
+    ('{"lora_alpha": NaN}', "alpha of lora_alpha is nan"),
+    ('{"lora_alpha": null}', "alpha of lora_alpha is None"),
+    ('{"alpha_pattern": []}', "alpha_pattern is no object"),
+    ('{"alpha_pattern": {"to_q": Infinity}}', "alpha of to_q is inf"),
+    ('{"alpha_pattern": {"to_(": 1}}', "'to_.' in its alpha_pattern is no regular expression"),
+  ],
+)
+def test_bad_settings_are_refused(ours, adapter, tmp_path, settings, message):
+  _, rules, shapes, _ = ours
+  path = tmp_path / "adapter_model.safetensors"
+  files.write(path, adapter, rules)
+  save_file(load_file(path), path)  # without settings of its own
+  (tmp_path / "adapter_config.json").write_text(settings)
+  with pytest.raises(UserError, match=message):
+    files.read(tmp_path, rules, shapes)
+
+
+def test_a_failed_write_leaves_nothing(ours, adapter, tmp_path):
+  (tmp_path / "taken.safetensors").mkdir()
+  with pytest.raises(OSError):
+    files.write(tmp_path / "taken.safetensors", adapter, ours[1])
+  assert [p.name for p in tmp_path.iterdir()] == ["taken.safetensors"]

@@ -1,5 +1,7 @@
 """Checkpoint folders: written whole or not at all, and refused clearly when damaged."""
 
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -27,6 +29,31 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, rng):
     native.save(tmp_path / "model", {"vae": weights(rng)}, {"version": object()})
   assert native.read_config(tmp_path / "model") == {"version": 1}
   assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_old_checkpoint_comes_back_if_the_new_one_gets_no_name(tmp_path, rng, monkeypatch):
+  native.save(tmp_path / "model", {"vae": weights(rng)}, {"version": 1})
+  replace = os.replace
+
+  def fails(source, target):
+    if str(source).endswith(".tmp"):
+      raise OSError("no space left")
+    replace(source, target)
+
+  monkeypatch.setattr(os, "replace", fails)
+  with pytest.raises(OSError, match="no space left"):
+    native.save(tmp_path / "model", {"vae": weights(rng)}, {"version": 2})
+  assert native.read_config(tmp_path / "model") == {"version": 1}
+  assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_link_to_a_checkpoint_stays_one(tmp_path, rng):
+  native.save(tmp_path / "disk" / "model", {"vae": weights(rng)}, {"version": 1})
+  (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+  native.save(tmp_path / "link", {"vae": weights(rng)}, {"version": 2})
+  assert (tmp_path / "link").is_symlink()
+  assert native.read_config(tmp_path / "disk" / "model") == {"version": 2}
+  assert sorted(p.name for p in tmp_path.rglob("*") if p.is_dir()) == ["disk", "link", "model"]
 
 
 def test_what_is_wrong_is_named(tmp_path, rng):

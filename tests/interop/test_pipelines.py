@@ -3,12 +3,13 @@
 import json
 import shutil
 
+import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 from tqdm import tqdm
 
 from sora_jax.cli import main
@@ -18,7 +19,7 @@ from sora_jax.generate import model as generate
 from sora_jax.generate import tasks
 from sora_jax.generate.denoise import Window
 from sora_jax.generate.story import Story
-from sora_jax.interop import hub, pipelines
+from sora_jax.interop import convert, hub, pipelines
 from tests.interop.conftest import linked, make_transformer, relative_error
 
 ONE = {"data": 1}
@@ -118,6 +119,12 @@ def test_the_defaults_are_the_published_ones(model):
   assert model.denoiser(request).rate == 8.0  # latent frames are one unit of time apart
 
 
+def test_both_layouts_know_the_rows_of_the_text_encoder(repository, tmp_path):
+  convert.convert(repository, tmp_path / "ours", "sora_jax")
+  for folder in (repository, tmp_path / "ours"):
+    assert pipelines.open_model(folder).prompts.rows == 64
+
+
 def test_compute_type(repository):
   parts = pipelines.open_model(repository, jnp.bfloat16)
   types = {name: component.module.dtype for name, component in parts.components.items()}
@@ -149,6 +156,15 @@ def test_repositories_that_do_not_load_are_refused(repository, tmp_path):
   refused("is a pickle")
 
 
+def test_a_failing_network_is_named(monkeypatch):
+  def fails(*_, **__):
+    raise errors.HfHubHTTPError.__mro__[1]("no route")  # of the HTTP library
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+  with pytest.raises(UserError, match="cannot be downloaded.*: connect to the network"):
+    hub.find("hf:tiny/wan")
+
+
 def test_the_cache_of_the_hub_is_read_without_a_network(repository, tmp_path, monkeypatch):
   monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
   monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -161,6 +177,7 @@ def test_the_cache_of_the_hub_is_read_without_a_network(repository, tmp_path, mo
     assert hub.find(name) == cached / "snapshots" / revision
   with pytest.raises(UserError, match="not in the cache and cannot be downloaded"):
     hub.find("hf:tiny/other")
-  for name in ("hf:", "hf:wan", "hf:a/b/c", "hf:a/b@"):
+  names = ("hf:", "hf:wan", "hf:a/b/c", "hf:a/b@", "hf:org/my--model", "hf:-x/y", "hf:org/name..x")
+  for name in names:
     with pytest.raises(UserError, match="names no model of the hub"):
       hub.find(name)

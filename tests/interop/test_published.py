@@ -97,6 +97,10 @@ def test_what_does_not_load_is_named(folder, tmp_path):
   (other / "config.json").write_text(json.dumps(broken))
   with pytest.raises(UserError, match="does not say 'freq_dim'"):
     published.read_component(other)
+  refused("is damaged .*NoneType", patch_size=None)
+  refused("(?s)is damaged .*layers.*'3'", num_layers="3")
+  refused("(?s)is damaged .*eps.*'small'", eps="small")
+  refused("is of class None", _class_name=None, architectures={"a": "b"})
 
 
 @pytest.mark.parametrize(

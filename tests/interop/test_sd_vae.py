@@ -128,6 +128,17 @@ def test_old_names_are_known():
   jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
+def test_attention_may_be_stored_as_convolutions():
+  vae, params, tensors = ported(reference(CASES[0][0]))
+  linear = [name for name in tensors if "attentions" in name and tensors[name].ndim == 2]
+  files = tensors | {name: tensors[name][..., None, None] for name in linear}
+  again = names.to_ours(files, sd_vae.rules(vae), sd_vae.shapes(vae))
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+  files[linear[0]] = np.zeros((*tensors[linear[0]].shape, 3, 3))
+  with pytest.raises(UserError, match=f"{linear[0]} of shape .*, 3, 3. makes no encoder"):
+    names.to_ours(files, sd_vae.rules(vae), sd_vae.shapes(vae))
+
+
 def test_another_network_is_a_user_error():
   config = dict(reference(CASES[0][0]).config)
   for key, value in (

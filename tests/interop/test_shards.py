@@ -113,6 +113,14 @@ def test_damaged_files_are_named_before_anything_is_read(tmp_path, tensors):
     rewrite(path, table | {"a.weight": table["a.weight"] | change}, data)
     with pytest.raises(UserError, match=says):
       Weights.open(folder)
+  for places in ([0, None], [0.0, 48.0], [0, 48, 48], [False, 48]):
+    rewrite(path, table | {"a.weight": table["a.weight"] | dict(data_offsets=places)}, data)
+    with pytest.raises(UserError, match="wrong about the tensor a.weight"):
+      Weights.open(folder)
+  for none in (b"[]", b'{"a": 1}', b"3"):
+    rewrite(path, none, data)
+    with pytest.raises(UserError, match="is damaged"):
+      Weights.open(folder)
   twice = json.dumps(table)[:-1] + ', "a.bias": ' + json.dumps(table["a.bias"]) + "}"
   rewrite(path, twice.encode(), data)
   with pytest.raises(UserError, match="a.bias is there twice"):

@@ -197,6 +197,15 @@ def test_users_prompts_are_neither_empty_nor_too_long(tmp_path):
   assert prompts.unknown_words("a flibbertigibbet") == []
 
 
+def test_pieces_that_the_encoder_lacks_are_refused(tmp_path):
+  write_unigram(tmp_path)
+  (pieces,) = tokenizer.load(tmp_path, 8)(["a red ball"])
+  most = max(pieces)
+  assert tokenizer.load(tmp_path, 8, rows=most + 1)(["a red ball"]) == [pieces]
+  with pytest.raises(UserError, match=f"is number {most} and the encoder has {most} of them"):
+    tokenizer.load(tmp_path, 8, rows=most)(["a red ball"])
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
   with pytest.raises(UserError, match=r"neither a tokenizer\.json nor a spiece\.model"):
     tokenizer.load(tmp_path, 8)

@@ -182,6 +182,12 @@ def test_published_sizes_have_the_same_names_and_shapes(variant, billions):
   assert sum(x.numel() for x in state.values()) / 1e9 == pytest.approx(billions, abs=0.001)
 
 
+def test_a_split_transformer_is_not_written():
+  model, _ = ported("video")
+  with pytest.raises(UserError, match="split patches"):
+    wan_dit.to_config(model.copy(split=True))
+
+
 def test_foreign_weights_are_refused():
   model, params = ported("video")
   rules, shapes = wan_dit.rules(model), wan_dit.shapes(model)
@@ -190,6 +196,12 @@ def test_foreign_weights_are_refused():
     names.to_ours(tensors | {"extra": np.zeros(1)}, rules, shapes)
   with pytest.raises(UserError, match="proj_out.weight makes patch_out/kernel of shape"):
     names.to_ours(tensors | {"proj_out.weight": np.zeros((3, 3))}, rules, shapes)
+  with pytest.raises(
+    UserError, match=r"patch_embedding.weight of shape \(3, 3\) makes no patch_in"
+  ):
+    names.to_ours(tensors | {"patch_embedding.weight": np.zeros((3, 3))}, rules, shapes)
+  with pytest.raises(UserError, match=r"scale_shift_table of shape \(\) makes no modulation"):
+    names.to_ours(tensors | {"scale_shift_table": np.zeros(())}, rules, shapes)
   tensors.pop("proj_out.bias")
   with pytest.raises(UserError, match="lack the tensor proj_out.bias"):
     names.to_ours(tensors, rules, shapes)
