@@ -116,7 +116,7 @@ def sora_jax() -> Callable[[str, str, int], Run]:
   )  # fmt: skip
 
   def prepare(task: str, dtype: str, clip: int) -> Run:
-    # Kept are products alone: a third of the memory, whose traffic costs more than norms and GELUs.
+    # Products alone are kept: memory traffic costs more here than norms and GELUs made again.
     model = dit.copy(dtype=jnp.dtype(dtype), remat="dots")
     coder = vae.copy(dtype=jnp.dtype(dtype))
 

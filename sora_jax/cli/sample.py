@@ -214,10 +214,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = model.adapted(file, weight)
   asked = dict(sampler=args.sampler, steps=args.steps, guidance=args.guidance, shift=args.shift)
   if args.curve:
-    model.request(size=args.size, fps=args.fps, **asked)  # mistakes first: measuring takes a while
-    if model.low is not None:
-      raise UserError("Step caching cannot be used with two transformers: leave --cache out.")
-    model = with_curve(model, args.curve, told.prompts[0] or "a ball rolls to the left")
+    # Mistakes first, as measuring takes a while: two transformers need no curve to be refused.
+    model.request(
+      size=args.size, fps=args.fps, cache=args.cache if model.low else None, **asked
+    )  # fmt: skip
+    model = with_curve(model, args.curve)
   defaults = model.request(fps=args.fps)
   canvas, fps = inputs.canvas(
     args.task, step=model.step, frames=defaults["frames"], size=tuple(defaults["size"]),

@@ -19,8 +19,11 @@ from sora_jax.generate.denoise import read_prompts
 from sora_jax.generate.model import VideoModel
 from sora_jax.parallel import sharding
 
+# The curve hardly depends on what is shown, so that any words will do.
+PROMPT = "a red ball rolls to the left"
 
-def calibrated(model: VideoModel, prompt: str, seed: int = 0) -> VideoModel:
+
+def calibrated(model: VideoModel, prompt: str = PROMPT, seed: int = 0) -> VideoModel:
   """`model` with its curve of residuals (`diffusion.caching`) under `config["sampling"]`.
 
   It costs a video of the checkpoint's usual size and length, and some 20 calls of the transformer.
@@ -45,14 +48,13 @@ def calibrated(model: VideoModel, prompt: str, seed: int = 0) -> VideoModel:
   return _with(model, [list(map(float, pair)) for pair in curve])
 
 
-def with_curve(model: VideoModel, path: str | Path, prompt: str, seed: int = 0) -> VideoModel:
+def with_curve(model: VideoModel, path: str | Path) -> VideoModel:
   """`model` with the curve in the JSON file `path`, which says what transformer it is of.
 
   Where there is no such file, it is written as `calibrated` measures the curve.
 
   Raises:
-    UserError: the file holds no curve, or another transformer's, or cannot be written; or as
-      `calibrated`.
+    UserError: the file holds no curve, or another transformer's, or cannot be written.
   """
   path, kind = Path(path), repr(model.dit)
   if path.exists():
@@ -60,7 +62,7 @@ def with_curve(model: VideoModel, path: str | Path, prompt: str, seed: int = 0) 
   if not path.parent.is_dir():  # before the work rather than after it
     raise UserError(f"There is no folder {path.parent} to write {path.name} to.")
   print(f"Measuring the model for step caching, once; {path} keeps it.", file=sys.stderr)
-  ready = calibrated(model, prompt, seed)
+  ready = calibrated(model)
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
     found = dict(transformer=kind, residuals=ready.config["sampling"]["residuals"])

@@ -37,20 +37,20 @@ def test_without_a_curve_it_is_refused(model):
 
 def test_a_file_keeps_the_curve(ready, model, tmp_path, monkeypatch):
   path = tmp_path / "curve.json"
-  first = with_curve(model, path, "a red ball", seed=1)
-  assert first.config == ready.config
+  monkeypatch.setattr("sora_jax.generate.calibrate.calibrated", lambda model: ready)
+  assert with_curve(model, path).config == ready.config
   monkeypatch.setattr("sora_jax.generate.calibrate.calibrated", None)  # not measured again
-  assert with_curve(model, path, "a red ball").config == ready.config
+  assert with_curve(model, path).config == ready.config
   assert [file.name for file in tmp_path.iterdir()] == ["curve.json"]
   for curve in ("", "[]", "[[0, 1]]", "[[0, 1], [2, 1]]", "[[0, 1], [1, NaN]]", "[1, 2]"):
     path.write_text(f'{{"residuals": {curve}}}')
     with pytest.raises(UserError, match="holds no curve"):
-      with_curve(model, path, "a red ball")
+      with_curve(model, path)
   path.write_text('{"transformer": "DiT()", "residuals": [[0, 1], [1, 1]]}')
   with pytest.raises(UserError, match="another transformer's"):
-    with_curve(model, path, "a red ball")
+    with_curve(model, path)
   with pytest.raises(UserError, match="There is no folder"):
-    with_curve(model, tmp_path / "none" / "curve.json", "a red ball")
+    with_curve(model, tmp_path / "none" / "curve.json")
 
 
 def test_off_is_off_and_larger_thresholds_err_more(ready, model):
