@@ -7,10 +7,14 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sora_jax.cli.data import parse_size
 from sora_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from sora_jax.generate.inputs import Inputs
+  from sora_jax.generate.story import Story
 
 EXAMPLES = """examples:
   sora-jax sample "a red ball rolls behind the wall and comes out on the right" --out ball.mp4
@@ -168,14 +172,13 @@ def parse_adapter(text: str) -> tuple[str, float]:
   return (file, number) if file else (text, 1.0)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-  """Makes the video and writes it.
+def _check(args: argparse.Namespace) -> tuple[Inputs, Story]:
+  """What was asked for, checked before any weights are loaded: the files given, and the words.
 
   Raises:
-    UserError: everything is checked before any weights are loaded, except what only they know.
+    UserError: arguments that contradict each other, or files that are not there.
   """
   from sora_jax.data import video
-  from sora_jax.diffusion.conditioning import TIME_STRIDE
   from sora_jax.generate.inputs import Inputs
   from sora_jax.generate.story import Story
 
@@ -201,7 +204,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   for file, _ in args.lora:
     if not Path(file).exists():
       raise UserError(f"There is no adapter {file}: give a file, or a folder that holds one.")
+  return inputs, told
 
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+  """Makes the video and writes it.
+
+  Raises:
+    UserError: everything is checked before any weights are loaded, except what only they know.
+  """
+  inputs, told = _check(args)
+
+  from sora_jax.data import video
+  from sora_jax.diffusion.conditioning import TIME_STRIDE
   from sora_jax.generate import classes
   from sora_jax.generate import model as generate
   from sora_jax.generate.calibrate import with_curve
