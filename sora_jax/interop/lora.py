@@ -73,6 +73,8 @@ def read(path: str | os.PathLike[str], rules: Sequence[Rule], shapes: Params) ->
     match = SUFFIX.fullmatch(name)
     if match is None or match[1] not in places:
       raise UserError(f"The adapter has a tensor for no linear map of this model: {name}.")
+    if not np.isfinite(tensor).all():
+      raise UserError(f"The tensor {name} of the adapter holds numbers that are not finite.")
     rule, layer = places[match[1]]
     parts, part = found[rule.ours].setdefault(layer, (match[1], {}))[1], PARTS[match[2] or match[3]]
     if part in parts:

@@ -131,16 +131,23 @@ def _render(folder: Path, count: int, seed: int, workers: int) -> None:
 
 @dataclass(frozen=True)
 class Example:
-  """Index and generator -> one training example, damaged by chance."""
+  """Index and generator -> one training example, damaged by chance; of `still` ones one frame."""
 
   clips: Clips
+  still: bool = False
 
   def __call__(self, index: int, rng: np.random.Generator) -> Sample:
     video, mask = self.clips.video[index], self.clips.mask(index)
+    visible = self.clips.visible[index]
     labels = self.clips.labels[index].astype(np.int32)
+    if self.still:
+      labels[2] = _IGNORE
+      best = np.flatnonzero(visible == visible.max())
+      video, mask, visible = (held(x, int(rng.choice(best))) for x in (video, mask, visible))
     chance, valid = rng.random(), True
     if chance >= _CLEAN + _MILD:
       other = self.clips.video[rng.integers(len(self.clips))]
+      other = held(other, 0) if self.still else other
       moves = np.ptp(video.astype(np.int16), axis=0).max() > 40
       name = str(rng.choice([k for k in degrade.CONTROLS if moves or k not in degrade.NEED_MOTION]))
       if name == "doubled" and (mask.sum((1, 2)) > 20).sum() < 10:
@@ -155,8 +162,8 @@ class Example:
       video, mask = shift(video, mask, rng)
     if rng.random() < 0.5:
       video, mask = video[:, :, ::-1], mask[:, :, ::-1]
-      labels[2] = _MIRROR[labels[2]]
-    colour, shape = self._slots(labels, mask, self.clips.visible[index])
+      labels[2] = _IGNORE if self.still else _MIRROR[labels[2]]
+    colour, shape = self._slots(labels, mask, visible)
     heat = _in_slots(mask).reshape(SLOTS, PER_SLOT, 8, 8, 8, 8).mean((1, 3, 5))
     heat = heat.reshape(SLOTS, 64)
     heat /= np.maximum(heat.sum(-1, keepdims=True), 1e-6)
@@ -186,6 +193,11 @@ class Example:
 
 def _in_slots(x: np.ndarray) -> np.ndarray:
   return np.concatenate([x[:1], x]).reshape(SLOTS, PER_SLOT, *x.shape[1:])
+
+
+def held(x: np.ndarray, frame: int) -> np.ndarray:
+  """One frame in the place of all."""
+  return np.repeat(x[frame : frame + 1], len(x), axis=0)
 
 
 def shift(video: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[Any, Any]:
@@ -238,7 +250,8 @@ class OracleRecipe:
     data = self.config.data
     clips = Clips.open(Path(data.cache), data.count, data.seed, data.workers)
     dataset = grain.MapDataset.range(len(clips)).seed(self.config.seed).shuffle()
-    dataset = dataset[:].repeat().random_map(Example(clips))  # [:] for its depth: see `pipeline.py`
+    example = Example(clips, data.still)
+    dataset = dataset[:].repeat().random_map(example)  # [:] for its depth: see `pipeline.py`
     batch = split("train.batch_size", self.config.train.batch_size, shard_count)
     dataset = shard(dataset, batch, shard_index, shard_count)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch)

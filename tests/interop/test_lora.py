@@ -243,3 +243,15 @@ def test_a_failed_write_leaves_nothing(ours, adapter, tmp_path):
   with pytest.raises(OSError):
     files.write(tmp_path / "taken.safetensors", adapter, ours[1])
   assert [p.name for p in tmp_path.iterdir()] == ["taken.safetensors"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused(ours, adapter, tmp_path, value):
+  path = tmp_path / "adapter_model.safetensors"
+  files.write(path, adapter, ours[1])
+  tensors = load_file(path)
+  name = sorted(tensors)[1]
+  tensors[name].flat[-1] = value
+  save_file(tensors, path)
+  with pytest.raises(UserError, match=f"{name} of the adapter holds numbers that are not finite"):
+    files.read(path, ours[1], ours[2])

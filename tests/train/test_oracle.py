@@ -64,6 +64,22 @@ def test_examples(clips):
   assert 40 < valid < 90 and mirrored > 0
 
 
+def test_stills_are_one_frame_that_shows_the_object(clips):
+  example = oracle.Example(clips, still=True)
+  valid = 0
+  for index in range(8):
+    for seed in range(8):
+      out = example(index, np.random.default_rng([index, seed]))
+      assert (out["labels"][2] == -1).all()
+      if out["valid"]:
+        valid += 1
+        assert out["heat"][0].any()
+        np.testing.assert_allclose(out["heat"], out["heat"][:1].repeat(6, axis=0), atol=1e-6)
+        assert len(set(out["slot_colour"])) == 1
+        assert np.abs(np.diff(out["video"].astype(int), axis=0)).mean() < 10  # mild noise at most
+  assert 20 < valid < 60
+
+
 def test_loss_has_a_term_per_answer(clips):
   config = config_lib.load("configs/oracle.py:smoke")
   recipe = oracle.build(config)
