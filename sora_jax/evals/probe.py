@@ -9,6 +9,7 @@ the place of each token, so that raw pixels and random encoders are read on equa
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +22,24 @@ import optax
 from einops import rearrange
 
 from sora_jax.evals.controls import main_mask
-from sora_jax.evals.features import Clips, Encode, frozen, pixels
+from sora_jax.evals.features import (
+  PIECE,
+  Clips,
+  Encode,
+  effective_rank,
+  frozen,
+  pixels,
+  spread,
+)
 from sora_jax.evals.report import Number, Results, proportion
+from sora_jax.interop import native
 from sora_jax.models.layers import Dense, sinusoid
 from sora_jax.models.vjepa import VJEPA, AttentivePooler, grid_positions
 from sora_jax.typing import Array, Bool, Float, Int, Params, Scalar
 from sora_jax.worlds import VOCABULARY, WorldSource
 
 CLASSES = {"colour": VOCABULARY.colours, "shape": VOCABULARY.shapes}
+SEED = 1_300_000  # of worlds: the clips that a model was trained on have smaller ones
 FEW = 12  # pixels: of an object of which fewer are seen nobody can say where it is
 Grid = tuple[int, int, int]
 
@@ -145,8 +156,8 @@ def score(
   }
   size = np.array(labels.video.shape[2:4]) - 1
   gap = np.linalg.norm((out["place"] - labels.place) * size, axis=-1)[labels.seen]
-  spread = {"mean": float(gap.mean()), "std": float(gap.std()), "n": len(gap)}
-  return found | {"place_pixels": spread}
+  distance = {"mean": float(gap.mean()), "std": float(gap.std()), "n": len(gap)}
+  return found | {"place_pixels": distance}
 
 
 def compare(
@@ -171,3 +182,24 @@ def baselines(vjepa: VJEPA, seed: int = 0) -> dict[str, Encode]:
   where = jnp.zeros((1, 1, 3))
   random = jax.jit(vjepa.init)(jax.random.key(seed), values, where, where)["params"]["encoder"]
   return {"random": frozen(vjepa, random), "pixels": pixels(vjepa.patch)}
+
+
+def suite(name: str | os.PathLike[str], count: int, seed: int) -> Results:
+  """What can be read off a V-JEPA's features, of `count` held-out worlds, beside the baselines.
+
+  Probes see four times as many worlds of the training split. Of the features themselves there are
+  effective rank and spread.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is no V-JEPA.
+  """
+  vjepa, params = native.load_vjepa(name)
+  known = Labelled.draw(4 * count, SEED + seed, "train", vjepa)
+  held_out = Labelled.draw(count, SEED + seed, "validation", vjepa)
+  encoders = {"vjepa": frozen(vjepa, params["target"]), **baselines(vjepa)}
+  results = compare(encoders, vjepa.grid, known, held_out, seed=seed)
+  for encoder in ("vjepa", "random"):
+    features = jnp.asarray(encoders[encoder](held_out.video[:PIECE]))
+    results.metrics[encoder] |= {"rank": float(effective_rank(features))}
+    results.metrics[encoder] |= {"spread": float(spread(features))}
+  return results

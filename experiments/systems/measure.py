@@ -1,0 +1,105 @@
+"""Puts the four systems before the suites, and writes down a line for each number.
+
+  python experiments/systems/measure.py --runs runs --count 64 --seed 0
+
+RUNS holds the folders that the commands of README.md train. What was measured before
+(RUNS/measured/CHECKPOINT-SUITE-SEED) is not measured again, so a killed run goes on. Lines of the
+same checkpoint, suite and seed are replaced in results.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from safetensors import safe_open
+
+from sora_jax.evals.report import flat
+from sora_jax.interop import native
+from sora_jax.plan.measure import model_flops
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
+# checkpoint -> system, suites, and the runs whose training it took; `toy` is what ships.
+SYSTEMS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+  "sora": ("sora", ("quality", "world"), ("sora",)),
+  "toy": ("sora", ("quality", "world"), ()),
+  "videogpt": ("videogpt", ("quality", "world"), ("vqvae", "videogpt")),
+  "dit": ("dit", ("quality",), ("dit",)),
+  "vjepa": ("vjepa", ("world", "probe"), ("vjepa",)),
+}
+
+
+def measure(name: str, suite: str, runs: Path, count: int, seed: int) -> dict[str, Any]:
+  """The stored metrics of a checkpoint before a suite; measured now if there are none."""
+  out = runs / "measured" / f"{name}-{suite}-{seed}"
+  file = out / "metrics.json"
+  if not file.is_file():
+    out.parent.mkdir(exist_ok=True)
+    checkpoint = name if name == "toy" else str(runs / name / "export")
+    words = ["eval", f"--suite={suite}", "--checkpoint", checkpoint, "--out", str(out)]
+    command = ["sora-jax", *words]
+    subprocess.run([*command, "--count", str(count), "--seed", str(seed)], check=True)
+  return json.loads(file.read_text())
+
+
+def parameters(folder: Path) -> int:
+  """Numbers in all the weights of a checkpoint."""
+  total = 0
+  for file in folder.glob("*.safetensors"):
+    with safe_open(file, "numpy") as tensors:
+      total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+  return total
+
+
+def training_flops(folder: Path) -> float:
+  """What the training of a checkpoint asked for: the steps of its config, as `plan` counts them."""
+  config = ConfigDict(native.read_config(folder)["training"])
+  return float(config.train.steps) * model_flops(config, "train")
+
+
+def lines(
+  name: str, suite: str, runs: Path, document: dict[str, Any], seed: int
+) -> Iterator[dict[str, Any]]:
+  """A line for each number of a suite."""
+  system, _, trained = SYSTEMS[name]
+  folder = native.find("toy" if name == "toy" else runs / name / "export")
+  spent = sum(training_flops(runs / run / "export") for run in trained) if trained else None
+  fixed = {"seed": seed, "params": parameters(folder), "flops": spent, "commit": document["commit"]}
+  for metric, number in flat(document["metrics"]):
+    value = number.get("mean", number.get("median"))
+    spread = {key: number[key] for key in ("low", "high", "std", "n") if key in number}
+    line = {"system": system, "checkpoint": name, "suite": suite, "metric": metric, "value": value}
+    yield line | spread | fixed
+
+
+def main() -> None:
+  """Measures what is there and replaces its lines."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--runs", type=Path, required=True)
+  parser.add_argument("--count", type=int, default=64)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--only", nargs="*", choices=SYSTEMS, default=list(SYSTEMS))
+  args = parser.parse_args()
+  for name in args.only:
+    for suite in SYSTEMS[name][1]:
+      document = measure(name, suite, args.runs, args.count, args.seed)
+      new = list(lines(name, suite, args.runs, document, args.seed))
+      key = lambda line: tuple(line[k] for k in ("checkpoint", "suite", "seed"))  # noqa: E731
+      old = [json.loads(x) for x in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+      kept = [line for line in old if key(line) != (name, suite, args.seed)]
+      temporary = RESULTS.with_suffix(".tmp")
+      temporary.write_text("".join(json.dumps(line) + "\n" for line in kept + new))
+      os.replace(temporary, RESULTS)
+      print(f"{name}, {suite}: {len(new)} numbers")
+
+
+if __name__ == "__main__":
+  main()
