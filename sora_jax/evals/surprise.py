@@ -65,10 +65,7 @@ _surprise = jax.jit(surprise, static_argnums=(0, 3))
 
 @dataclass(frozen=True, eq=False)
 class Surprise:
-  """Callable: uint8 clips `b t h w 3` -> surprise `b s`, for each frame of the grid but the first.
-
-  Attributes: see `surprise`.
-  """
+  """A V-JEPA that is asked what comes next. Attributes: see the function `surprise`."""
 
   vjepa: VJEPA
   params: Params
@@ -85,10 +82,17 @@ class Surprise:
     training = native.read_config(native.find(name)).get("training", {})  # none if it was converted
     kinds = sorted(training.get("masks", {}).get("kinds", {}))
     if FUTURE not in kinds:
-      raise UserError(f"{name} was trained with no kind of mask {FUTURE!r}; there are {kinds}.")
+      known = ", ".join(kinds) or "none"
+      raise UserError(
+        f"The V-JEPA {name} was never asked for what comes next: its kinds of mask must include "
+        f"{FUTURE!r}, and are {known}. Train one with configs/vjepa_toy.py."
+      )
     return cls(vjepa, params, kinds.index(FUTURE))
 
-  def __call__(self, clips: UInt8[np.ndarray, "b t h w 3"]) -> Float[np.ndarray, "b s"]:
+  def surprise(self, clips: UInt8[np.ndarray, "b t h w 3"]) -> Float[np.ndarray, "b s"]:
+    """Of each frame of the grid but the first; last frames that fill no patch are left out."""
+    frames = clips.shape[1] // self.vjepa.patch[0] * self.vjepa.patch[0]
+    clips = clips[:, :frames]
     return in_pieces(lambda x: _surprise(self.vjepa, self.params, to_float(x), self.mask), clips)
 
 
