@@ -17,6 +17,7 @@ from sora_jax.evals.motion import STANDS_OUT, centre
 from sora_jax.typing import Bool, Clip, Float
 
 STILL = 12.0  # grey levels: the most by which a pixel differs that does not change
+RECENT = 5  # frames that tell which way a thing moves
 
 
 class Foresight:
@@ -64,6 +65,7 @@ class Linear(Foresight):
 
 def _onward(known: Clip, count: int) -> Clip:
   """`count` more frames."""
+  known = known[-RECENT:]
   held = known[[-1] * count]
   x = known.astype(np.float32)
   changing = np.ptp(x, axis=0).max(axis=-1) > STILL
@@ -157,7 +159,8 @@ class Nearest:
     """See `systems.Continuer`."""
     del prompts, seed, progress
     t = known.shape[1]
-    made, least = np.zeros((len(known), frames, *known.shape[2:]), np.uint8), np.inf
+    made = np.zeros((len(known), frames, *known.shape[2:]), np.uint8)
+    least = np.full(len(known), np.inf)
     x = known.astype(np.float32)
     for clip in self.clips():
       gap = ((x - clip[:t]) ** 2).mean(axis=(1, 2, 3, 4))

@@ -6,7 +6,6 @@ generative one answers that too, through its own loss. What a system cannot do i
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from sora_jax.models.tokens import Tokens
 from sora_jax.parallel import sharding
 from sora_jax.typing import Array, Float, Params
 
-# Noise levels at which a diffusion model is asked: at lower ones it sees the answer in the question.
+# Noise levels at which a diffusion model is asked.
 LEVELS = (0.5, 0.7, 0.9)
 
 
@@ -77,6 +76,10 @@ class Diffusion:
     video[:, :t] = known
     return self.model.sample(prompts, canvas=Canvas(video, given), seed=seed, progress=progress)
 
+  def reconstruct(self, clips: Clips) -> Clips:
+    """What the autoencoder keeps of clips."""
+    return self.model.reconstruct(clips)
+
   def surprise(self, clips: Clips) -> Float[np.ndarray, "b s"]:
     """The flow-matching error of each latent frame but the first, given clean earlier ones.
 
@@ -112,20 +115,20 @@ class Diffusion:
   ) -> tuple[Tokens, Array]:
     """A sequence per clip with its beginnings of 2, 3, ... latent frames; and the noise of each."""
     model = self.model
-    lt, lh, lw = latents.shape[1:4]
-    rows, corruption = [], []
-    for grid in latents:
-      row, noises = [], []
-      for m in range(1, lt):
-        lay = functools.partial(
-          conditioning.layout, patch=model.dit.patch, fps=model.denoiser(model.request()).rate,
-          levels=level, known=np.broadcast_to((np.arange(m + 1) < m)[:, None, None], (m + 1, lh, lw)),
-          cond_features=model.dit.cond_features, empty=model.prompts.padded,
-        )  # fmt: skip
-        row.append(lay(grid[: m + 1]))
-        noises.append(lay(noise[: m + 1]))
-      rows.append(row)
-      corruption.append(noises)
+    lay = functools.partial(
+      conditioning.layout, patch=model.dit.patch, fps=model.denoiser(model.request()).rate,
+      levels=level, cond_features=model.dit.cond_features, empty=model.prompts.padded,
+    )  # fmt: skip
+
+    def beginnings(grid: np.ndarray) -> list[conditioning.Sample]:
+      out = []
+      for m in range(1, len(grid)):
+        known = np.zeros((m + 1, *grid.shape[1:3]), bool)
+        known[:m] = True
+        out.append(lay(grid[: m + 1], known=known))
+      return out
+
+    rows = [beginnings(grid) for grid in latents]
     length = sum(len(sample.values) for sample in rows[0])
     mesh = sharding.mesh_of(model.params)
     packer = Packer(
@@ -133,10 +136,9 @@ class Diffusion:
       cond_rows=sum(len(sample.cond) for sample in rows[0]),
       text_length=model.prompts.length * max(1, sum(len(sample.prompts) for sample in rows[0])),
     )  # fmt: skip
-    tokens = read_prompts(
-      model.text, model.params["text"], packer.fill(rows, model.prompts)
-    )
-    return tokens, packer.fill(corruption, model.prompts)["values"]
+    tokens = read_prompts(model.text, model.params["text"], packer.fill(rows, model.prompts))
+    corruption = packer.fill([beginnings(noise)] * len(rows), model.prompts)["values"]
+    return tokens, corruption
 
 
 @functools.partial(jax.jit, static_argnums=0)
