@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from sora_jax.evals.features import Clips
 from sora_jax.evals.motion import STANDS_OUT, centre
-from sora_jax.typing import Bool, Clip, Float
+from sora_jax.evals.systems import Made
+from sora_jax.typing import Bool, Clip, Float, UInt8
 
 STILL = 12.0  # grey levels: the most by which a pixel differs that does not change
 RECENT = 5  # frames that tell which way a thing moves
@@ -25,7 +26,7 @@ class Foresight:
 
   def continued(
     self, known: Clips, prompts: Sequence[str], *, seed: int, frames: int, progress: bool = False
-  ) -> Clips:
+  ) -> Made:
     """See `systems.Continuer`."""
     raise NotImplementedError
 
@@ -43,7 +44,7 @@ class Frozen(Foresight):
 
   def continued(
     self, known: Clips, prompts: Sequence[str], *, seed: int, frames: int, progress: bool = False
-  ) -> Clips:
+  ) -> Made:
     """See `systems.Continuer`."""
     del prompts, seed, progress
     return known[:, np.minimum(np.arange(frames), known.shape[1] - 1)]
@@ -57,18 +58,19 @@ class Linear(Foresight):
 
   def continued(
     self, known: Clips, prompts: Sequence[str], *, seed: int, frames: int, progress: bool = False
-  ) -> Clips:
+  ) -> Made:
     """See `systems.Continuer`."""
     del prompts, seed, progress
     return np.stack([np.concatenate([clip, _onward(clip, frames - len(clip))]) for clip in known])
 
 
-def _onward(known: Clip, count: int) -> Clip:
+def _onward(known: Clip, count: int) -> UInt8[np.ndarray, "{count} h w 3"]:
   """`count` more frames."""
   known = known[-RECENT:]
   held = known[[-1] * count]
   x = known.astype(np.float32)
   changing = np.ptp(x, axis=0).max(axis=-1) > STILL
+  changing = ndimage.binary_fill_holes(changing)  # the middle of a slow thing does not change
   if not 0 < changing.mean() <= 0.5:
     return held
   behind = revealed(known, changing)
@@ -81,7 +83,7 @@ def _onward(known: Clip, count: int) -> Clip:
   frames = []
   for step in range(1, count + 1):
     rows, columns = np.nonzero(things[-1])
-    at = np.rint(np.stack([rows, columns], -1) + step * velocity).astype(int)
+    at = np.stack([rows, columns], -1) + np.rint(step * velocity).astype(int)
     inside = ((at >= 0) & (at < x.shape[1:3])).all(axis=-1)
     frame = behind.copy()
     frame[tuple(at[inside].T)] = x[-1, rows[inside], columns[inside]]
@@ -123,7 +125,7 @@ class Truth(Foresight):
 
   def continued(
     self, known: Clips, prompts: Sequence[str], *, seed: int, frames: int, progress: bool = False
-  ) -> Clips:
+  ) -> Made:
     """See `systems.Continuer`. Raises KeyError: a clip that it was not told of."""
     del prompts, seed, progress
     return np.stack([self._of[clip[0].tobytes()][:frames] for clip in known])
@@ -134,7 +136,7 @@ class Shuffled(Truth):
 
   def continued(
     self, known: Clips, prompts: Sequence[str], *, seed: int, frames: int, progress: bool = False
-  ) -> Clips:
+  ) -> Made:
     """See `systems.Continuer`. Raises KeyError: a clip that it was not told of."""
     made = super().continued(known, prompts, seed=seed, frames=frames).copy()
     t = known.shape[1]
@@ -155,7 +157,7 @@ class Nearest:
 
   def continued(
     self, known: Clips, prompts: Sequence[str], *, seed: int, frames: int, progress: bool = False
-  ) -> Clips:
+  ) -> Made:
     """See `systems.Continuer`."""
     del prompts, seed, progress
     t = known.shape[1]

@@ -27,6 +27,7 @@ from sora_jax.models.layers import Dense, sinusoid
 from sora_jax.models.vjepa import VJEPA, AttentivePooler, grid_positions
 from sora_jax.typing import Array, Bool, Float, Int, Params, Scalar
 from sora_jax.worlds import VOCABULARY, WorldSource
+from sora_jax.worlds.distract import distracted
 
 CLASSES = {"colour": VOCABULARY.colours, "shape": VOCABULARY.shapes}
 FEW = 12  # pixels: of an object of which fewer are seen nobody can say where it is
@@ -49,8 +50,14 @@ class Labelled:
   seen: Bool[np.ndarray, "n s"]
 
   @classmethod
-  def draw(cls, count: int, seed: int, split: str, vjepa: VJEPA) -> Labelled:
-    """Worlds of a split, as long and as large as the clips that a model was trained on."""
+  def draw(
+    cls, count: int, seed: int, split: str, vjepa: VJEPA, distractor: float = 0.0
+  ) -> Labelled:
+    """Worlds of a split, as long and as large as the clips that a model was trained on.
+
+    Args:
+      distractor: share of the picture that is covered with noise (`worlds.distract`).
+    """
     source = WorldSource(count, seed, split, vjepa.frames, vjepa.size, vjepa.size, truth=True)
     videos, labels, places, seen = [], [], [], []
     for sample in (source[i] for i in range(count)):
@@ -63,6 +70,9 @@ class Labelled:
       places.append(np.stack([rows, columns], -1) / np.maximum(pixels_of, 1)[:, None])
       seen.append(pixels_of >= FEW)
       videos.append(sample["video"])
+      if distractor:
+        noise = np.random.default_rng([seed, len(videos)])
+        videos[-1] = distracted(videos[-1], distractor, noise)
       labels.append(sample["truth"]["labels"])
     classes = {
       name: np.array([known.index(label[name]) for label in labels], np.int32)

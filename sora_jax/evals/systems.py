@@ -31,7 +31,9 @@ from sora_jax.interop import hub, native
 from sora_jax.models.dit import DiT
 from sora_jax.models.tokens import Tokens
 from sora_jax.parallel import sharding
-from sora_jax.typing import Array, Float, Params
+from sora_jax.typing import Array, Float, Params, UInt8
+
+Made = UInt8[np.ndarray, "b {frames} h w 3"]
 
 # Noise levels at which a diffusion model is asked.
 LEVELS = (0.5, 0.7, 0.9)
@@ -43,7 +45,7 @@ class Continuer(Protocol):
 
   def continued(
     self, known: Clips, prompts: Sequence[str], *, seed: int, frames: int, progress: bool = False
-  ) -> Clips:
+  ) -> Made:
     """Clips of `frames` frames that begin as `known` does, which has a prompt for each, or "".
 
     Raises:
@@ -67,7 +69,7 @@ class Diffusion:
 
   def continued(
     self, known: Clips, prompts: Sequence[str], *, seed: int, frames: int, progress: bool = False
-  ) -> Clips:
+  ) -> Made:
     """See `Continuer`. Known frames are as decoded; 4k+1 of them sit in the target grid."""
     b, t, h, w, _ = known.shape
     given = np.zeros((frames, h, w), bool)
@@ -112,7 +114,7 @@ class Diffusion:
 
   def _tokens(
     self, latents: Float[np.ndarray, "b lt lh lw z"], noise: np.ndarray, level: float
-  ) -> tuple[Tokens, Array]:
+  ) -> tuple[Tokens, np.ndarray]:
     """A sequence per clip with its beginnings of 2, 3, ... latent frames; and the noise of each."""
     model = self.model
     lay = functools.partial(

@@ -27,7 +27,7 @@ from sora_jax.evals.surprise import expectation
 from sora_jax.evals.systems import Continuer, Surprised
 from sora_jax.evals.world_cases import KNOWN, SEED, World, nearest_of
 from sora_jax.evals.world_tests import TESTS, Scores, Test
-from sora_jax.typing import Frame
+from sora_jax.typing import UInt8
 from sora_jax.worlds.distract import distracted
 from sora_jax.worlds.impossible import KINDS, ImpossiblePairs, Pair
 
@@ -177,7 +177,7 @@ def disturbed(pair: Pair, share: float, seed: int) -> Pair:
   return dataclasses.replace(pair, **clips)
 
 
-def sheet(worlds: Sequence[World], made: Clips) -> Frame:
+def sheet(worlds: Sequence[World], made: Clips) -> UInt8[np.ndarray, "_ _ 3"]:
   """A row for each of the first worlds: given frames, what was made of them, and what was true."""
   frames = made.shape[1]
   given = np.linspace(0, KNOWN - 1, 3).round().astype(int)

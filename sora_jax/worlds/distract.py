@@ -8,6 +8,7 @@ autonomous machine intelligence").
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,17 +47,30 @@ def distracted(video: Clip, share: float, rng: np.random.Generator) -> Clip:
 
 
 @dataclass(frozen=True)
-class Distractor:
-  """A transform of samples (`data.transforms`): distractors on `share` of the picture.
+class Distracted:
+  """A source of samples (`data.pipeline.Source`) with distractors on `share` of their pictures.
 
-  Raises:
-    UserError: a share outside [0, 0.8].
+  An item always has the same ones; a window that the source draws itself has new ones each time.
   """
 
+  source: Any
   share: float
 
-  def __post_init__(self) -> None:
-    check(self.share)
+  def __len__(self) -> int:
+    return len(self.source)
 
-  def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self._with(self.source[index], np.random.default_rng(index % len(self)))
+
+  @property
+  def clip(self) -> Callable[..., dict[str, Any]]:
+    """As of the source; AttributeError if it has none."""
+    read = self.source.clip
+
+    def clip(index: int, rng: np.random.Generator, **form: Any) -> dict[str, Any]:
+      return self._with(read(index, rng, **form), rng)
+
+    return clip
+
+  def _with(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     return {**sample, "video": distracted(sample["video"], self.share, rng)}
