@@ -20,8 +20,8 @@ EXAMPLES = """examples:
   sora-jax eval --suite=world --count 16 --checkpoint runs/vjepa/export --out results/world
 
 DIR gets metrics.json (every number with its spread, count, command and commit), results.jsonl (a
-line per clip, or task) and, from the text suite, samples.png, from the world suite a sheet of given,
-made and true frames for each test. The judges need:
+line per clip, or task) and, from the text suite, samples.png, from the world suite a sheet of
+given, made and true frames for each test. The judges need:
 pip install "sora_jax[evals]"
 """
 
@@ -32,8 +32,8 @@ def add_parser(verbs: Any) -> None:
     "eval",
     help="measure reconstructions, samples against their prompts, tasks, or knowledge of the world",
     description="Measure a checkpoint: what its autoencoder keeps (recon), whether its samples "
-    "show what their prompts say (text), how well it does the tasks (tasks), or what it knows of the "
-    "physical world (world).",
+    "show what their prompts say (text), how well it does the tasks (tasks), or what it knows of "
+    "the physical world (world).",
     epilog=EXAMPLES,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,

@@ -36,8 +36,8 @@ def open_sources(sections: Mapping[str, Any] | ConfigDict) -> list[tuple[Source,
   """The sources of a config section, with their weights.
 
   Raises:
-    UserError: an unknown kind or setting, a share of distractors outside [0, 0.8], or no source with
-      a weight above 0.
+    UserError: an unknown kind or setting, a share of distractors outside [0, 0.8], or no source
+      with a weight above 0.
   """
   opened = []
   for kind, section in sections.items():

@@ -15,9 +15,7 @@ from sora_jax.typing import Array, Float, PRNGKey, Scalar
 Model = Callable[[Tokens], Float[Array, "b n p"]]
 
 
-def token_errors(
-  model: Model, tokens: Tokens, noise: Float[Array, "b n p"]
-) -> Float[Array, "b n"]:
+def token_errors(model: Model, tokens: Tokens, noise: Float[Array, "b n p"]) -> Float[Array, "b n"]:
   """Mean squared error of the velocity that is predicted of each token.
 
   Args:

@@ -99,9 +99,7 @@ def revealed(known: Clip, changing: Bool[np.ndarray, "h w"]) -> Float[np.ndarray
   """
   x = known.astype(np.float32)
   still = np.median(x, axis=0)
-  nearest = ndimage.distance_transform_edt(
-    changing, return_distances=False, return_indices=True
-  )
+  nearest = ndimage.distance_transform_edt(changing, return_distances=False, return_indices=True)
   guess = still[tuple(nearest)]
   gaps = np.linalg.norm(x - guess, axis=-1)
   best = np.take_along_axis(x, gaps.argmin(axis=0)[None, ..., None], axis=0)[0]

@@ -71,9 +71,7 @@ def expected(video: Clip, truth: Mapping[str, Any], t: int, known: int) -> Expec
   return out, seen
 
 
-def errors(
-  clip: Clip, video: Clip, truth: Mapping[str, Any], known: int
-) -> tuple[float, float]:
+def errors(clip: Clip, video: Clip, truth: Mapping[str, Any], known: int) -> tuple[float, float]:
   """Mean absolute difference of made frames from what they should show, grey levels.
 
   Args:

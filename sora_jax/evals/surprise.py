@@ -7,7 +7,7 @@ V-JEPA's is the error of its predictor, which any model's own loss can stand in 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ from einops import rearrange
 from sora_jax.data.transforms import to_float
 from sora_jax.errors import UserError
 from sora_jax.evals.features import PIECE, in_pieces
-from sora_jax.evals.report import Results, proportion
+from sora_jax.evals.report import Number, Results, proportion
 from sora_jax.interop import native
 from sora_jax.models.vjepa import VJEPA, standardised, tubelets
 from sora_jax.typing import Float, Params, UInt8, Video
@@ -102,7 +102,7 @@ def expectation(scorer: Scorer, pairs: Iterable[Pair]) -> Results:
   Chance is one half; a scorer that finds both clips alike gets 0. Metrics are "max" and "mean", of
   all pairs, of each setting ("hidden", "open") and of each kind; rows hold both numbers of a pair.
   """
-  results = Results()
+  rows: list[dict[str, Any]] = []
   remaining = iter(pairs)
   while some := list(islice(remaining, PIECE // 2)):
     clips = np.stack([clip for pair in some for clip in (pair.possible, pair.impossible)])
@@ -113,16 +113,22 @@ def expectation(scorer: Scorer, pairs: Iterable[Pair]) -> Results:
       for name, reduce in (("max", np.max), ("mean", np.mean)):
         possible, impossible = (float(reduce(x)) for x in scores)
         row[name] = {"possible": possible, "impossible": impossible}
-      results.rows.append(row)
-  kinds = {row["kind"] for row in results.rows}
+      rows.append(row)
+  return Results(told_apart(rows), rows)
+
+
+def told_apart(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Number]]:
+  """The metrics of `expectation`, of some of its rows."""
+  kinds = {row["kind"] for row in rows}
   groups = ["all", *sorted({kind.partition("_")[0] for kind in kinds} | kinds)]
-  for name in ("max", "mean"):
-    results.metrics[name] = {
+  return {
+    name: {
       group: proportion(
         row[name]["impossible"] > row[name]["possible"]
-        for row in results.rows
+        for row in rows
         if group in ("all", row["kind"], row["kind"].partition("_")[0])
       )
       for group in groups
     }
-  return results
+    for name in ("max", "mean")
+  }

@@ -35,8 +35,8 @@ from sora_jax.typing import Array, Float, Params, UInt8
 
 Made = UInt8[np.ndarray, "b {frames} h w 3"]
 
-# Noise levels at which a diffusion model is asked. Of 90 pairs (of other seeds than the suite's) `toy`
-# told 64, 70, 73 and 73 % apart at 0.2, 0.4, 0.6 and 0.8 alone, by its mean surprise.
+# Noise levels at which a diffusion model is asked. Of 90 pairs (of other seeds than the suite's)
+# `toy` told 64, 70, 73 and 73 % apart at 0.2, 0.4, 0.6 and 0.8 alone, by its mean surprise.
 LEVELS = (0.6, 0.8)
 
 

@@ -312,9 +312,7 @@ def _seams(
   sets: dict[str, Iterable[np.ndarray]] = {
     "seam": made, "seam pasted": pasted, "seam of real clips, reconstructed": real
   }  # fmt: skip
-  return {
-    name: median(motion.seam(clip, frames) for clip in clips) for name, clips in sets.items()
-  }
+  return {name: median(motion.seam(clip, frames) for clip in clips) for name, clips in sets.items()}
 
 
 def _right(read: list[Reading], known: list[Case], names: tuple[str, ...]) -> dict[str, Any]:

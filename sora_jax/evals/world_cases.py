@@ -77,23 +77,18 @@ class World:
     things = range(len(self.spec.things))
     return np.stack([[motion.centre(x) for x in self.mask(i)] for i in things], axis=1)
 
-  def found(
-    self, clip: Clip, thing: int = 0, first: int = 0
-  ) -> list[Bool[np.ndarray, "h w"]]:
-    """A thing in each frame of a clip: the largest connected part of what has its colour.
-
-    It is empty where that has fewer than `LEAST` pixels. The clip begins with frame `first`.
-    """
-    nothing = np.zeros((SIZE, SIZE), bool)
-    masks = []
-    for t, frame in enumerate(clip, first):
-      parts = motion.parts(self.segment(frame, t) == thing, LEAST)
-      masks.append(parts[0] if parts else nothing)
-    return masks
-
   def segment(self, frame: Frame, t: int) -> Int[np.ndarray, "h w"]:
     """Which thing is seen in each pixel of frame t of a clip that continues this one; -1: none."""
     return motion.segment(frame, self.empty[t].astype(np.float32), self.colours)
+
+  def found(self, clip: Clip, thing: int = 0) -> list[Bool[np.ndarray, "h w"]]:
+    """A thing in each frame of a clip: the largest connected part of what has its colour.
+
+    It is empty where that has fewer than `LEAST` pixels.
+    """
+    nothing = np.zeros((SIZE, SIZE), bool)
+    parts = [motion.parts(self.segment(x, t) == thing, LEAST) for t, x in enumerate(clip)]
+    return [found[0] if found else nothing for found in parts]
 
   def track(self, clip: Clip, thing: int = 0) -> Float[np.ndarray, "t 2"]:
     """Row and column of a thing in each frame of a clip; NaN where it is not found."""

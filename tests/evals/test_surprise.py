@@ -43,7 +43,8 @@ def test_it_knows_nothing_of_what_comes_later(scorer, clips, rng):
 
 def test_it_is_the_same_in_any_batch(scorer, clips):
   whole = scorer.surprise(clips)
-  np.testing.assert_allclose(np.concatenate([scorer.surprise(clips[:1]), scorer.surprise(clips[1:])]), whole, 1e-5)
+  parts = [scorer.surprise(clips[:1]), scorer.surprise(clips[1:])]
+  np.testing.assert_allclose(np.concatenate(parts), whole, 1e-5)
   features = frozen(MODEL, scorer.params["target"])
   assert features(clips).shape == (18, 16, 24)
   np.testing.assert_allclose(features(clips[5:6])[0], features(clips)[5], rtol=1e-4, atol=1e-5)

@@ -103,7 +103,7 @@ def test_two_transformers_share_the_levels(system, clips):
   both = dataclasses.replace(
     system.model, low=system.model.dit, params={**system.model.params, "low": half}, config=config
   )
-  one, two = (np.array([Diffusion(m).surprise(clips) for m in (system.model, both)]))
+  one, two = np.array([Diffusion(m).surprise(clips) for m in (system.model, both)])
   assert np.abs(one - two).max() > 1e-4
   never = dataclasses.replace(
     both, config={**config, "sampling": {**config["sampling"], "boundary": 0.0}}

@@ -1,4 +1,4 @@
-"""Each test of the bench: answers that are known by construction, and the truth above its controls."""
+"""Each test of the bench: answers known by construction, and the truth above its controls."""
 
 import dataclasses
 import functools
@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import UserError
-from sora_jax.evals import degrade, world
+from sora_jax.evals import degrade, world, world_controls
 from sora_jax.evals.world_cases import KNOWN, LOST, World, draw, everyday, still_lifes
 from sora_jax.evals.world_tests import FASTEST, TESTS
 from sora_jax.worlds.impossible import changed
 
 COUNT = 6
-SHARES = ("the same thing", "seen when it should be", "moves", "and stays", "the target", "momentum",
-          "stays", "things", "count", "in its place")  # fmt: skip
+SHARES = (
+  "the same thing", "seen when it should be", "moves", "and stays", "the target", "momentum",
+  "stays", "things", "count", "in its place",
+)  # fmt: skip
 
 
 @functools.cache
@@ -39,11 +41,7 @@ def moved(known, clip, thing, way):
   return out
 
 
-def value(number):
-  return number["mean"] if "mean" in number else number["median"]
-
-
-LONG = [f"coherence, {n} frames" for n in (33, 49)]
+LONG = [f"continuity, {n} frames" for n in (33, 49)]
 
 
 @pytest.mark.parametrize(
@@ -52,23 +50,23 @@ LONG = [f"coherence, {n} frames" for n in (33, 49)]
 def test_the_truth_is_above_its_controls(name, monkeypatch):
   monkeypatch.setattr(world, "TRAINED", 6)
   test, known = TESTS[name], worlds(name)
-  found = {}
-  for other, system in world.controls(test, known).items():
-    clips = world.continuation(system, known, test, 0)
-    found[other] = world.summary(test.score(known, clips))
-  truth = found.pop("truth")
-  for metric, number in truth.items():
+  clips = {
+    other: world.continuation(system, known, test, 0)
+    for other, system in world.controls(test, known).items()
+  }
+  rows = []
+  for metric, row in world.compared(name, test, known, clips, rows).items():
     share = metric.startswith(SHARES)
-    assert share == ("mean" in number)
+    assert share == ("mean" in row["truth"])
     if share:
-      assert number["mean"] > 0.8
-    for other, numbers in found.items():
-      gain = value(number) - value(numbers[metric])
-      assert gain > 0 if share else gain < 0, f"{metric}: {other}"
+      assert row["truth"]["mean"] > 0.6  # the oracle errs, and rarely anything else
+    if row["truth"]["n"] >= COUNT:  # of a few worlds any may be easy
+      assert not world_controls.unranked(row), metric
+  assert len(rows) == len(clips) * COUNT
 
 
 def test_what_is_empty_is_the_place_without_its_things():
-  for name in ("gravity", "collision", "consistency", "interaction", "permanence"):
+  for name in ("gravity", "collision", "still scenes", "interaction", "permanence"):
     for known in worlds(name)[:2]:
       things = known.truth["segmentation"] >= 10
       assert (np.abs(known.video.astype(int) - known.empty)[things] > 20).any()
@@ -99,26 +97,28 @@ def test_errors_are_the_distance(shift):
 def test_no_thing_is_as_fast_as_a_jump():
   fastest = max(
     np.linalg.norm(np.diff(known.places[:, 0], axis=0), axis=-1).max()
-    for name in ("continuity", "gravity", "collision", "interaction")
+    for name in ("continuity, 17 frames", "gravity", "collision", "interaction")
     for known in worlds(name)
   )
   assert 4 < fastest < FASTEST - 1
 
 
 def test_jumps_gaps_and_doubles_are_no_continuity(rng):
-  for known in worlds("continuity"):
-    assert all(score("continuity", known, known.video).values())
+  for known in worlds("continuity, 17 frames"):
+    kept = ("moves without a jump", "and stays the only thing")
+    of = lambda clip: [score("continuity, 17 frames", known, clip)[k] for k in kept]  # noqa: B023, E731
+    assert all(of(known.video))
     t = KNOWN + 4
     away = 20 if known.places[t, 0, 1] < 32 else -20
     jump = moved(known, known.video, 0, lambda i, away=away: (0, away * (i == KNOWN + 4)))
-    assert not any(score("continuity", known, jump).values())
+    assert not any(of(jump))
     gap = known.video.copy()
     gap[t] = known.empty[t]
-    assert not any(score("continuity", known, gap).values())
+    assert not any(of(gap))
     masks = known.mask(0)
     double = degrade.doubled(known.video, masks, rng)
     double[: KNOWN + 2] = known.video[: KNOWN + 2]
-    assert not score("continuity", known, double)["and stays the only thing"]
+    assert not of(double)[1]
 
 
 def test_another_thing_or_another_time_is_no_permanence(rng):
@@ -164,26 +164,26 @@ def test_what_was_pushed_stays():
 
 
 def test_what_is_missing_or_too_much_is_counted(rng):
-  known = worlds("counting")[3]
+  known = worlds("still scenes")[3]
   assert len(known.spec.things) == 4
-  assert all(score("counting", known, known.video)["things in their places"])
-  assert score("counting", known, known.video)["count right"]
+  assert all(score("still scenes", known, known.video)["things in their places"])
+  assert score("still scenes", known, known.video)["count right"]
   fewer = dataclasses.replace(known.spec, things=known.spec.things[:3])
-  found = score("counting", known, World.film(fewer, "", 17).video)
+  found = score("still scenes", known, World.film(fewer, "", 17).video)
   assert sum(found["things in their places"]) == 3 and not found["count right"]
   more = known.video.copy()
   more[:, 2:12, 2:12] = (255, 0, 200)
-  found = score("counting", known, more)
+  found = score("still scenes", known, more)
   assert all(found["things in their places"]) and not found["count right"]
 
 
 def test_still_lifes_have_one_to_six_things():
-  assert [len(known.spec.things) for known in worlds("counting")] == [1, 2, 3, 4, 5, 6]
+  assert [len(known.spec.things) for known in worlds("still scenes")] == [1, 2, 3, 4, 5, 6]
   assert all((known.areas[-1] > 20).all() for known in still_lifes(3, 8, 17))
 
 
 def test_worlds_are_held_out_and_their_own():
-  first, again, other = (TESTS["continuity"].worlds(2, seed) for seed in (1, 1, 2))
+  first, again, other = (TESTS["gravity"].worlds(2, seed) for seed in (1, 1, 2))
   for one, same, different in zip(first, again, other, strict=True):
     np.testing.assert_array_equal(one.video, same.video)
     assert one.prompt == same.prompt and one.spec != different.spec
