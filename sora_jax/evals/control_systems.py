@@ -6,6 +6,7 @@ has seen other clips, `Frozen` and `Linear` have only the frames they are given.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from scipy import ndimage
 from sora_jax.evals.features import Clips
 from sora_jax.evals.motion import STANDS_OUT, centre
 from sora_jax.evals.systems import Made
-from sora_jax.typing import Bool, Clip, Float, UInt8
+from sora_jax.typing import Bool, Clip, Float, Frame, UInt8
 
 STILL = 12.0  # grey levels: the most by which a pixel differs that does not change
 RECENT = 5  # frames that tell which way a thing moves
@@ -116,17 +117,21 @@ class Truth(Foresight):
   """
 
   clips: Iterable[Clip]
-  _of: dict[bytes, Clip] = field(init=False, repr=False)
+  _of: dict[str, Clip] = field(init=False, repr=False)
 
   def __post_init__(self) -> None:
-    self._of = {clip[0].tobytes(): clip for clip in self.clips}
+    self._of = {_name(clip[0]): clip for clip in self.clips}
 
   def continued(
     self, known: Clips, prompts: Sequence[str], *, seed: int, frames: int, progress: bool = False
   ) -> Made:
     """See `systems.Continuer`. Raises KeyError: a clip that it was not told of."""
     del prompts, seed, progress
-    return np.stack([self._of[clip[0].tobytes()][:frames] for clip in known])
+    return np.stack([self._of[_name(clip[0])][:frames] for clip in known])
+
+
+def _name(frame: Frame) -> str:
+  return hashlib.sha256(frame.tobytes()).hexdigest()
 
 
 class Shuffled(Truth):

@@ -196,7 +196,7 @@ def still_scene(world: World, clip: Clip) -> Scores:
   the last frame a thing is there if something of its colour is near its place, and the count is
   right if all are there and nothing else is.
   """
-  everywhere, near = reprojection.errors(clip, world.video, world.truth, KNOWN)
+  everywhere, around = reprojection.errors(clip, world.video, world.truth, KNOWN)
   t = len(clip) - 1
   colours, known = world.segment(clip[t], t), np.zeros(clip.shape[1:3], bool)
   there = []
@@ -209,7 +209,7 @@ def still_scene(world: World, clip: Clip) -> Scores:
   few = "1 to 3" if len(there) <= 3 else "4 to 6"
   return {
     "reprojection error": everywhere,
-    "reprojection error around things": near,
+    "reprojection error around things": around,
     "things in their places": there,
     "count right": right,
     f"count right, {few}": right,
