@@ -4,6 +4,9 @@ Masks are the published ones, "short" and "long" (eight blocks of 15 % of the fr
 both as long as the clip), and "future": what comes next, which surprise is measured with. An hour
 on two CPU cores is meant; it has not been run at length.
 
+`--config.data.sources.records.distractor=0.25` covers a quarter of the pictures with noise that
+cannot be foreseen (docs/world.md).
+
   sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
   sora-jax train --config=configs/vjepa_toy.py --workdir runs/vjepa
 """
@@ -33,11 +36,13 @@ def get_config(arg: str = "full") -> ConfigDict:
     data=dict(
       workers=0,
       sources=dict(
-        records=dict(weight=1.0, path="data/worlds"),
-        worlds=dict(weight=0.0, count=10_000, seed=0, height=64, width=64),
+        records=dict(weight=1.0, path="data/worlds", distractor=0.0),
+        worlds=dict(weight=0.0, count=10_000, seed=0, height=64, width=64, distractor=0.0),
       ),
       validation=dict(
-        worlds=dict(weight=1.0, count=256, seed=0, split="validation", height=64, width=64)
+        worlds=dict(
+          weight=1.0, count=256, seed=0, split="validation", height=64, width=64, distractor=0.0
+        )
       ),
     ),
     optim=dict(

@@ -1,6 +1,7 @@
 """Opens the sources a config names.
 
-A config lists them by kind, each with a weight and its own settings; weight 0 switches one off:
+A config lists them by kind, each with a weight and its own settings; weight 0 switches one off, and
+`distractor=0.25` covers a quarter of its pictures with noise (`worlds.distract`):
 
   config.data.sources = dict(
     worlds=dict(weight=1.0, count=1000, seed=0), folder=dict(weight=0.0, path="")
@@ -19,6 +20,7 @@ from sora_jax.data import sources
 from sora_jax.data.pipeline import Source
 from sora_jax.errors import UserError
 from sora_jax.worlds import WorldSource
+from sora_jax.worlds.distract import Distracted, check
 
 KINDS: dict[str, Callable[..., Source]] = {
   "worlds": WorldSource,
@@ -34,7 +36,8 @@ def open_sources(sections: Mapping[str, Any] | ConfigDict) -> list[tuple[Source,
   """The sources of a config section, with their weights.
 
   Raises:
-    UserError: an unknown kind or setting, or no source with a weight above 0.
+    UserError: an unknown kind or setting, a share of distractors outside [0, 0.8], or no source
+      with a weight above 0.
   """
   opened = []
   for kind, section in sections.items():
@@ -42,8 +45,11 @@ def open_sources(sections: Mapping[str, Any] | ConfigDict) -> list[tuple[Source,
       raise UserError(f"There is no data source '{kind}'{config_lib.nearest(kind, KINDS)}.")
     settings = dict(section)
     weight = settings.pop("weight", 1.0)
+    share = settings.pop("distractor", 0.0)
+    check(share)
     if weight > 0:
-      opened.append((config_lib.build(KINDS[kind], settings), weight))
+      source = config_lib.build(KINDS[kind], settings)
+      opened.append((Distracted(source, share) if share else source, weight))
   if not opened:
     raise UserError("No data source has a weight above 0: set config.data.sources.KIND.weight.")
   return opened

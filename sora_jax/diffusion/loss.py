@@ -15,6 +15,18 @@ from sora_jax.typing import Array, Float, PRNGKey, Scalar
 Model = Callable[[Tokens], Float[Array, "b n p"]]
 
 
+def token_errors(model: Model, tokens: Tokens, noise: Float[Array, "b n p"]) -> Float[Array, "b n"]:
+  """Mean squared error of the velocity that is predicted of each token.
+
+  Args:
+    model: predicts velocities.
+    tokens: *clean* values, and noise levels in the cond table.
+    noise: standard normal, what the values are corrupted with.
+  """
+  noisy = replace(tokens, values=process.corrupt(tokens.values, noise, tokens.noise_level()))
+  return jnp.mean((model(noisy) - process.velocity(tokens.values, noise)) ** 2, axis=-1)
+
+
 def flow_matching(model: Model, tokens: Tokens, key: PRNGKey) -> tuple[Scalar, dict[str, Scalar]]:
   """Mean squared error of the predicted velocity.
 
@@ -29,8 +41,7 @@ def flow_matching(model: Model, tokens: Tokens, key: PRNGKey) -> tuple[Scalar, d
   """
   noise = jax.random.normal(key, tokens.values.shape, jnp.float32)
   t = tokens.noise_level()
-  v = model(replace(tokens, values=process.corrupt(tokens.values, noise, t)))
-  error = jnp.mean((v - process.velocity(tokens.values, noise)) ** 2, axis=-1)
+  error = token_errors(model, tokens, noise)
 
   made = (t > 0) & (tokens.segments > 0)
   mean = lambda where: jnp.sum(error * where) / jnp.maximum(jnp.sum(where), 1)  # noqa: E731

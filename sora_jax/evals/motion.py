@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
-from sora_jax.typing import Bool, Clip, Float, Frame
+from sora_jax.typing import Bool, Clip, Float, Frame, Int
 
 STANDS_OUT = 25.0  # grey levels: the least that an object differs from what is behind it
 
@@ -65,18 +66,38 @@ def centre(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "2"]:
   return np.argwhere(mask).mean(axis=0)
 
 
+def hue(colours: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
+  """Colours without their brightness, as far as they are not black: vectors of length below 1."""
+  return colours / (np.linalg.norm(colours, axis=-1, keepdims=True) + STANDS_OUT)
+
+
+def segment(
+  frame: Frame, behind: Float[np.ndarray, "h w 3"], colours: Float[np.ndarray, "n 3"]
+) -> Int[np.ndarray, "h w"]:
+  """Which of things of these colours is seen in each pixel; -1: none.
+
+  A pixel is a thing's if it stands out and is nearer to its hue than to the others' and to that of
+  what is behind it. A shadow stands out too, but has the hue of the floor.
+  """
+  x = frame.astype(np.float32)
+  gaps = [np.linalg.norm(hue(x) - hue(y), axis=-1) for y in (*colours, behind)]
+  nearest = np.argmin(gaps, axis=0)
+  seen = (np.linalg.norm(x - behind, axis=-1) > STANDS_OUT) & (nearest < len(colours))
+  return np.where(seen, nearest, -1)
+
+
 def find(
   frame: Frame, behind: Float[np.ndarray, "h w 3"], colour: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "2"]:
-  """Where a thing of this colour is: the centre of what stands out and is nearer to its hue.
+  """Where a thing of this colour is: the centre of what `segment` finds of it."""
+  return centre(segment(frame, behind, colour[None]) == 0)
 
-  A shadow stands out too, but has the hue of the floor.
-  """
-  x = frame.astype(np.float32)
-  hue = lambda x: x / (np.linalg.norm(x, axis=-1, keepdims=True) + STANDS_OUT)  # noqa: E731
-  apart = np.linalg.norm(x - behind, axis=-1) > STANDS_OUT
-  to_thing, to_ground = (np.linalg.norm(hue(x) - hue(y), axis=-1) for y in (colour, behind))
-  return centre(apart & (to_thing < to_ground))
+
+def parts(mask: Bool[np.ndarray, "h w"], least: int) -> list[Bool[np.ndarray, "h w"]]:
+  """The connected parts of a mask that have so many pixels, the largest first."""
+  numbers, count = ndimage.label(mask, np.ones((3, 3)))
+  found = [numbers == number for number in range(1, count + 1)]
+  return sorted((x for x in found if x.sum() >= least), key=lambda x: -x.sum())
 
 
 def track(video: Clip) -> Float[np.ndarray, "t 2"]:

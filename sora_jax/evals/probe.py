@@ -37,6 +37,7 @@ from sora_jax.models.layers import Dense, sinusoid
 from sora_jax.models.vjepa import VJEPA, AttentivePooler, grid_positions
 from sora_jax.typing import Array, Bool, Float, Int, Params, Scalar
 from sora_jax.worlds import VOCABULARY, WorldSource
+from sora_jax.worlds.distract import distracted
 
 CLASSES = {"colour": VOCABULARY.colours, "shape": VOCABULARY.shapes}
 SEED = 1_300_000  # of worlds: the clips that a model was trained on have smaller ones
@@ -60,8 +61,14 @@ class Labelled:
   seen: Bool[np.ndarray, "n s"]
 
   @classmethod
-  def draw(cls, count: int, seed: int, split: str, vjepa: VJEPA) -> Labelled:
-    """Worlds of a split, as long and as large as the clips that a model was trained on."""
+  def draw(
+    cls, count: int, seed: int, split: str, vjepa: VJEPA, distractor: float = 0.0
+  ) -> Labelled:
+    """Worlds of a split, as long and as large as the clips that a model was trained on.
+
+    Args:
+      distractor: share of the picture that is covered with noise (`worlds.distract`).
+    """
     source = WorldSource(count, seed, split, vjepa.frames, vjepa.size, vjepa.size, truth=True)
     videos, labels, places, seen = [], [], [], []
     for sample in (source[i] for i in range(count)):
@@ -74,6 +81,9 @@ class Labelled:
       places.append(np.stack([rows, columns], -1) / np.maximum(pixels_of, 1)[:, None])
       seen.append(pixels_of >= FEW)
       videos.append(sample["video"])
+      if distractor:
+        noise = np.random.default_rng([seed, len(videos)])
+        videos[-1] = distracted(videos[-1], distractor, noise)
       labels.append(sample["truth"]["labels"])
     classes = {
       name: np.array([known.index(label[name]) for label in labels], np.int32)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sora_jax.errors import UserError
 
 Number = dict[str, Any]
@@ -39,6 +41,15 @@ def proportion(flags: Iterable[bool]) -> Number:
     "high": min(1.0, max(p, centre + half)),
     "n": n,
   }
+
+
+def median(values: Iterable[float]) -> Number:
+  """Median and quartiles of what is a number."""
+  x = np.array([value for value in values if not np.isnan(value)])
+  if not len(x):
+    return {"median": None, "n": 0}
+  low, middle, high = np.quantile(x, [0.25, 0.5, 0.75])
+  return {"median": float(middle), "low": float(low), "high": float(high), "n": len(x)}
 
 
 def flat(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Number]]:

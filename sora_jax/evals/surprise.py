@@ -7,7 +7,7 @@ V-JEPA's is the error of its predictor, which any model's own loss can stand in 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,7 +20,7 @@ from einops import rearrange
 from sora_jax.data.transforms import to_float
 from sora_jax.errors import UserError
 from sora_jax.evals.features import PIECE, in_pieces
-from sora_jax.evals.report import Results, proportion
+from sora_jax.evals.report import Number, Results, proportion
 from sora_jax.interop import native
 from sora_jax.models.vjepa import VJEPA, standardised, tubelets
 from sora_jax.typing import Float, Params, UInt8, Video
@@ -65,10 +65,7 @@ _surprise = jax.jit(surprise, static_argnums=(0, 3))
 
 @dataclass(frozen=True, eq=False)
 class Surprise:
-  """Callable: uint8 clips `b t h w 3` -> surprise `b s`, for each frame of the grid but the first.
-
-  Attributes: see `surprise`.
-  """
+  """A V-JEPA that is asked what comes next. Attributes: see the function `surprise`."""
 
   vjepa: VJEPA
   params: Params
@@ -85,10 +82,17 @@ class Surprise:
     training = native.read_config(native.find(name)).get("training", {})  # none if it was converted
     kinds = sorted(training.get("masks", {}).get("kinds", {}))
     if FUTURE not in kinds:
-      raise UserError(f"{name} was trained with no kind of mask {FUTURE!r}; there are {kinds}.")
+      known = ", ".join(kinds) or "none"
+      raise UserError(
+        f"The V-JEPA {name} was never asked for what comes next: its kinds of mask must include "
+        f"{FUTURE!r}, and are {known}. Train one with configs/vjepa_toy.py."
+      )
     return cls(vjepa, params, kinds.index(FUTURE))
 
-  def __call__(self, clips: UInt8[np.ndarray, "b t h w 3"]) -> Float[np.ndarray, "b s"]:
+  def surprise(self, clips: UInt8[np.ndarray, "b t h w 3"]) -> Float[np.ndarray, "b s"]:
+    """Of each frame of the grid but the first; last frames that fill no patch are left out."""
+    frames = clips.shape[1] // self.vjepa.patch[0] * self.vjepa.patch[0]
+    clips = clips[:, :frames]
     return in_pieces(lambda x: _surprise(self.vjepa, self.params, to_float(x), self.mask), clips)
 
 
@@ -98,7 +102,7 @@ def expectation(scorer: Scorer, pairs: Iterable[Pair]) -> Results:
   Chance is one half; a scorer that finds both clips alike gets 0. Metrics are "max" and "mean", of
   all pairs, of each setting ("hidden", "open") and of each kind; rows hold both numbers of a pair.
   """
-  results = Results()
+  rows: list[dict[str, Any]] = []
   remaining = iter(pairs)
   while some := list(islice(remaining, PIECE // 2)):
     clips = np.stack([clip for pair in some for clip in (pair.possible, pair.impossible)])
@@ -109,16 +113,22 @@ def expectation(scorer: Scorer, pairs: Iterable[Pair]) -> Results:
       for name, reduce in (("max", np.max), ("mean", np.mean)):
         possible, impossible = (float(reduce(x)) for x in scores)
         row[name] = {"possible": possible, "impossible": impossible}
-      results.rows.append(row)
-  kinds = {row["kind"] for row in results.rows}
+      rows.append(row)
+  return Results(told_apart(rows), rows)
+
+
+def told_apart(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Number]]:
+  """The metrics of `expectation`, of some of its rows."""
+  kinds = {row["kind"] for row in rows}
   groups = ["all", *sorted({kind.partition("_")[0] for kind in kinds} | kinds)]
-  for name in ("max", "mean"):
-    results.metrics[name] = {
+  return {
+    name: {
       group: proportion(
         row[name]["impossible"] > row[name]["possible"]
-        for row in results.rows
+        for row in rows
         if group in ("all", row["kind"], row["kind"].partition("_")[0])
       )
       for group in groups
     }
-  return results
+    for name in ("max", "mean")
+  }

@@ -19,7 +19,7 @@ from sora_jax.evals import motion
 from sora_jax.evals.adherence import FRAMES, SIZE, Judge, Reading
 from sora_jax.evals.cases import SEED, Case, cases, cross_fade, interpolated
 from sora_jax.evals.reconstruction import psnr
-from sora_jax.evals.report import Results, proportion
+from sora_jax.evals.report import Results, median, proportion
 from sora_jax.generate import tasks
 from sora_jax.generate.canvas import Canvas
 from sora_jax.generate.story import Story
@@ -107,7 +107,7 @@ def _extend(model: Model, known: list[Case], seed: int) -> dict[str, Any]:
   cut = [np.concatenate([case.video[:9], clip[9:]]) for case, clip in zip(known, free, strict=True)]
   return {
     **_seams(model, canvases, made, known, [9]),
-    "seam, cut to another sample": _median(motion.seam(clip, [9]) for clip in cut),
+    "seam, cut to another sample": median(motion.seam(clip, [9]) for clip in cut),
     "position error, px": _distance(made, known, range(9, FRAMES)),
     "position error of the last frame held, px": _distance(
       np.stack([case.video[[8] * FRAMES] for case in known]), known, range(9, FRAMES)
@@ -152,9 +152,9 @@ def _connect(model: Model, known: list[Case], seed: int) -> dict[str, Any]:
   fades = [np.concatenate([a, cross_fade(a[-1], b[0], 8), b]) for a, b in pairs]
   passage = list(range(9, 18))  # a cut may be anywhere in it
   return {
-    "seam": _median(motion.seam(clip, passage) for clip in made),
-    "seam of a hard cut": _median(motion.seam(np.concatenate(pair), [9]) for pair in pairs),
-    "seam of a cross-fade": _median(motion.seam(clip, passage) for clip in fades),
+    "seam": median(motion.seam(clip, passage) for clip in made),
+    "seam of a hard cut": median(motion.seam(np.concatenate(pair), [9]) for pair in pairs),
+    "seam of a cross-fade": median(motion.seam(clip, passage) for clip in fades),
   }
 
 
@@ -166,13 +166,13 @@ def _loop(model: Model, count: int, seed: int) -> dict[str, Any]:
   free = model.sample(prompts, seed=seed, frames=FRAMES, size=(SIZE, SIZE), progress=True)
   fades = [np.concatenate([clip[4:], cross_fade(clip[-1], clip[4], 4)]) for clip in free]
   real = [motion.seam(source[i]["video"], [0], cyclic=True) for i in range(count)]
-  wrap = lambda clips: _median(motion.seam(clip, [0], cyclic=True) for clip in clips)  # noqa: E731
+  wrap = lambda clips: median(motion.seam(clip, [0], cyclic=True) for clip in clips)  # noqa: E731
   clips = [source[i]["video"][:9] for i in range(count)]
   back = complete(model, [tasks.loop_of(clip, 7) for clip in clips], prompts, seed)
   return {
     "wrap-around": wrap(made), "of a clip that is repeated": wrap(free),
-    "of a cross-fade": wrap(fades), "of real loops": _median(real),
-    "passage, from a video": _median(
+    "of a cross-fade": wrap(fades), "of real loops": median(real),
+    "passage, from a video": median(
       motion.seam(clip, [0, *range(9, 16)], cyclic=True) for clip in back
     ),
   }  # fmt: skip
@@ -196,7 +196,7 @@ def _edit(model: Model, judge: Judge, known: list[Case], seed: int) -> dict[str,
     ]
     changed = [r.matches(colour=colour) for r, colour in zip(read, wanted, strict=True)]
     out[f"strength {strength:g}"] = {
-      "colour changed": proportion(changed), "motion kept, correlation": _median(kept)
+      "colour changed": proportion(changed), "motion kept, correlation": median(kept)
     }  # fmt: skip
   return out
 
@@ -229,7 +229,7 @@ def _setting(model: Model, known: list[Case], seed: int) -> dict[str, Any]:
     kept.append(float(psnr(x, y, where)[0]))
   return {
     "night": proportion(turned),
-    "object's PSNR, dB": _median(kept),
+    "object's PSNR, dB": median(kept),
   }
 
 
@@ -262,9 +262,9 @@ def _paint(
     canvases = [tasks.outpaint(case.video[:, :, middle], (SIZE, SIZE)) for case in known]
   made = complete(model, canvases, [case.caption for case in known], seed)
   return {
-    "seam across the border": _median(motion.border(clip, ~mask) for clip in made),
-    "of real clips": _median(motion.border(case.video, ~mask) for case in known),
-    "of their reconstructions": _median(
+    "seam across the border": median(motion.border(clip, ~mask) for clip in made),
+    "of real clips": median(motion.border(case.video, ~mask) for case in known),
+    "of their reconstructions": median(
       motion.border(model.reconstruct(case.video[None])[0], ~mask) for case in known
     ),
     "object whole": _right(judge(made), known, ("colour", "shape")),
@@ -312,9 +312,7 @@ def _seams(
   sets: dict[str, Iterable[np.ndarray]] = {
     "seam": made, "seam pasted": pasted, "seam of real clips, reconstructed": real
   }  # fmt: skip
-  return {
-    name: _median(motion.seam(clip, frames) for clip in clips) for name, clips in sets.items()
-  }
+  return {name: median(motion.seam(clip, frames) for clip in clips) for name, clips in sets.items()}
 
 
 def _right(read: list[Reading], known: list[Case], names: tuple[str, ...]) -> dict[str, Any]:
@@ -326,7 +324,7 @@ def _right(read: list[Reading], known: list[Case], names: tuple[str, ...]) -> di
 
 def _distance(clips: Clips, known: list[Case], frames: Any) -> dict[str, Any]:
   """Of the object from where the simulator has it; an object that is not there is 32 px away."""
-  return _median(
+  return median(
     np.nan_to_num(np.linalg.norm(error), nan=SIZE / 2)
     for clip, case in zip(clips, known, strict=True)
     for error in case.errors(clip, frames)
@@ -335,17 +333,8 @@ def _distance(clips: Clips, known: list[Case], frames: Any) -> dict[str, Any]:
 
 def _positions(known: list[Case], frames: list[int]) -> dict[str, Any]:
   """Errors of the straight line between where the object is seen."""
-  return _median(
+  return median(
     distance
     for case in known
     for distance in np.linalg.norm(case.guess(frames) - case.places[frames], axis=1)
   )
-
-
-def _median(values: Any) -> dict[str, Any]:
-  """Median and quartiles of what is a number."""
-  x = np.array([value for value in values if not np.isnan(value)])
-  if not len(x):
-    return {"median": None, "n": 0}
-  low, middle, high = np.quantile(x, [0.25, 0.5, 0.75])
-  return {"median": float(middle), "low": float(low), "high": float(high), "n": len(x)}

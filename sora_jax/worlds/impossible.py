@@ -31,7 +31,7 @@ from sora_jax.worlds import shapes
 from sora_jax.worlds.film import Clip, check_size, render
 from sora_jax.worlds.sampling import sample_spec
 from sora_jax.worlds.scenes import sliding
-from sora_jax.worlds.spec import Spec, Thing
+from sora_jax.worlds.spec import NOWHERE, Spec, Thing
 from sora_jax.worlds.textures import FLOOR_COLOURS
 from sora_jax.worlds.vocabulary import COLOURS, SHAPES, is_heldout
 
@@ -39,7 +39,6 @@ CHANGES = ("colour", "shape", "presence", "place")
 KINDS = (*(f"hidden_{x}" for x in CHANGES), *(f"open_{x}" for x in CHANGES), "hover")
 TRIES = 200
 _GONE, _CLEAR = 0.02, 0.85  # visible parts of an object that count as none and as all
-_NOWHERE = (0.0, -40.0)  # behind the camera, with its shadow
 _AHEAD = 5  # frames by which a place is wrong
 _DISTINCT = 0.42  # least distance of two colours that are told apart
 
@@ -145,7 +144,7 @@ class ImpossiblePairs:
     specs = (other, base) if swap and change != "place" else (base, other)
     first, second = (self._film(spec) for spec in specs)
     seen = [clip.truth["visibility"][:, 0] for clip in (first, second)]
-    there = [x for x, spec in zip(seen, specs, strict=True) if spec.main.position[1] > _NOWHERE[1]]
+    there = [x for x, spec in zip(seen, specs, strict=True) if spec.main.position[1] > NOWHERE[1]]
     if hidden:
       # Of a place, only the first world must be hidden: the second is where it should not be.
       covered = there[:1] if change == "place" else there
@@ -206,7 +205,7 @@ def changed(spec: Spec, change: str, rng: np.random.Generator, ahead: float) -> 
     z = shapes.rest_height(shape, main.scale)
     return _with_main(spec, shape=shape, position=(x, y, z), body=sliding(shape))
   if change == "presence":
-    return _with_main(spec, position=(*_NOWHERE, z), velocity=(0.0, 0.0, 0.0), body="fixed")
+    return _with_main(spec, position=(*NOWHERE, z), velocity=(0.0, 0.0, 0.0), body="fixed")
   u, v, _ = main.velocity
   return _with_main(spec, position=(x + ahead * u, y + ahead * v, z))
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 Vector = tuple[float, float, float]
+NOWHERE = (0.0, -40.0)  # x and y: behind any camera, with its shadow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,15 @@ class Spec:
       "colour": main.colour, "shape": main.shape, "size": main.size, "motion": self.motion,
       "look": self.look, "count": len(self.things), "scene": self.scene,
     }  # fmt: skip
+
+  def emptied(self) -> Spec:
+    """The same place without its things, and without the strings they hang on."""
+    fields: dict[str, Any] = dict(velocity=(0.0, 0.0, 0.0), body="fixed")
+    things = tuple(
+      dataclasses.replace(x, position=(*NOWHERE, x.position[2]), **fields) for x in self.things
+    )
+    fixtures = tuple(x for x in self.fixtures if x.kind != "string")
+    return dataclasses.replace(self, things=things, fixtures=fixtures)
 
   def to_json(self) -> dict[str, Any]:
     return dataclasses.asdict(self)

@@ -12,7 +12,8 @@ from sora_jax.diffusion.guidance import Guidance
 from sora_jax.errors import UserError
 from sora_jax.generate import denoise
 from sora_jax.generate.calibrate import calibrated, with_curve
-from sora_jax.models.dit import blank_tokens
+from sora_jax.models.dit import DiT, blank_tokens
+from tests.generate.conftest import perturbed
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +106,36 @@ def test_short_calls_take_what_the_blocks_added_before(ready):
     y = y + (s - t) * v
   np.testing.assert_allclose(carry.y, y, atol=2e-5)
   np.testing.assert_allclose(carry.memory, residual, atol=2e-5)
+
+
+def test_the_curve_of_a_split_transformer_is_of_its_pieces():
+  """Two samples and padding: the mean is of the pieces of the tokens that are made, no others."""
+  dit = DiT(
+    width=32, layers=1, heads=2, mlp_width=48, text_width=16, channels=4, cond_features=4,
+    split=True,
+  )  # fmt: skip
+  params = jax.jit(dit.init)(jax.random.key(0), blank_tokens(dit))["params"]
+  params = perturbed(params, jax.random.key(1))
+  rng = np.random.default_rng(2)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+  n = 6
+  segments = jnp.asarray([[1, 1, 1, 2, 2, 0]])
+  tokens = dataclasses.replace(
+    blank_tokens(dit), values=draw(1, n, dit.patch_width), positions=draw(1, n, 3),
+    period=jnp.zeros((1, n)), segments=segments, block=0 * segments, prompt=0 * segments,
+    cond=jnp.ones((1, 2, 4)).at[0, 0, 0].set(0.0), cond_index=jnp.asarray([[0, 1, 1, 0, 1, 1]]),
+  )  # fmt: skip
+  key, level = jax.random.key(3), 0.4
+  [(at, size)] = caching.residual_curve(dit.apply, params, tokens, key, [level])
+  noise = np.asarray(jax.random.normal(key, tokens.values.shape))
+  levels = level * np.array([0, 1, 1, 0, 1, 1], np.float32)[None, :, None]
+  noisy = dataclasses.replace(
+    tokens, values=(1 - levels) * tokens.values + levels * noise,
+    cond=tokens.cond.at[..., 0].multiply(level),
+  )  # fmt: skip
+  _, seen = jax.jit(lambda t: dit.apply({"params": params}, t, mutable=["intermediates"]))(noisy)
+  residual = np.asarray(seen["intermediates"]["residual"][0])[0]
+  assert dit.pieces == 4 and len(residual) == 4 * n
+  sizes = np.linalg.norm(residual, axis=-1).reshape(n, 4)
+  assert at == pytest.approx(level) and size == pytest.approx(sizes[[1, 2, 4]].mean(), rel=1e-4)
+  assert abs(size - sizes.mean()) > 1e-3 * size
