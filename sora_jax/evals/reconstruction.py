@@ -102,7 +102,7 @@ def ssim(x: Float[Array, "b t h w 3"], y: Float[Array, "b t h w 3"]) -> Float[Ar
 
 def sharpness(x: Float[Array, "b t h w 3"]) -> Float[Array, " b"]:
   """Gradient energy of the luma: mean squared difference of neighbouring pixels, both ways."""
-  luma = _luma(x)
+  luma = luma(x)
   rows = jnp.mean(jnp.square(jnp.diff(luma, axis=2)), axis=(1, 2, 3))
   return rows + jnp.mean(jnp.square(jnp.diff(luma, axis=3)), axis=(1, 2, 3))
 
@@ -114,7 +114,7 @@ def flicker(x: Float[Array, "b t h w 3"]) -> Float[Array, " b"]:
   `STATIC`, nothing moves, and the rest is flicker: an oscillating pixel is not mistaken for a
   moving one, because the average removes its oscillation.
   """
-  luma = _luma(x)
+  luma = luma(x)
   frames = luma.shape[1]
   slow = sum(luma[:, i : frames - 4 + i] for i in range(5)) / 5
   static = (jnp.max(slow, axis=1) - jnp.min(slow, axis=1) < STATIC).astype(x.dtype)
@@ -131,8 +131,9 @@ def flicker_ratio(sample: float, real: float) -> float:
   return (sample + GREY_LEVEL) / (real + GREY_LEVEL)
 
 
-def _luma(x: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w"]:
-  return jnp.einsum("bthwc,c->bthw", x, jnp.array(_LUMA, x.dtype))
+def luma(x: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
+  """Weighted sum of red, green and blue, as ITU-R BT.601 weighs them."""
+  return jnp.einsum("...c,c->...", x, jnp.array(_LUMA, x.dtype))
 
 
 class Reconstruction:
