@@ -63,8 +63,8 @@ def tvl1(first: Grey, second: Grey) -> Flow:
   for shape in shapes:
     scale = jnp.array([now / before for now, before in zip(shape, flow.shape[:2], strict=True)])
     flow = jax.image.resize(flow, (*shape, 2), "bilinear") * scale
-    level = (jax.image.resize(image, shape, "bilinear") for image in (first, second))
-    flow = _refined(*level, flow)
+    one, other = (jax.image.resize(image, shape, "bilinear") for image in (first, second))
+    flow = _refined(one, other, flow)
   return flow
 
 
