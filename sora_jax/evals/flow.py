@@ -71,14 +71,14 @@ def tvl1(first: Grey, second: Grey) -> Flow:
 def _refined(first: Grey, second: Grey, flow: Flow) -> Flow:
   """`WARPS` linearisations of one level of the pyramid; the dual variables go on throughout."""
 
-  def warp(_: int, state: tuple[Flow, Array]) -> tuple[Flow, Array]:
+  def warp(_: Array, state: tuple[Flow, Array]) -> tuple[Flow, Array]:
     flow, dual = state
     warped = sampled(second, flow)
     slope = jnp.stack(jnp.gradient(warped), -1)
     power = jnp.sum(jnp.square(slope), -1, keepdims=True)
     rest = (warped - first - jnp.sum(slope * flow, -1))[..., None]
 
-    def step(_: int, state: tuple[Flow, Array]) -> tuple[Flow, Array]:
+    def step(_: Array, state: tuple[Flow, Array]) -> tuple[Flow, Array]:
       flow, dual = state
       error = rest + jnp.sum(slope * flow, -1, keepdims=True)
       most = DATA * TIGHT

@@ -137,20 +137,22 @@ class Memorisation:
   def summary(self, name: str = "samples", heldout: str = "heldout") -> dict[str, Any]:
     """Medians, their ratio (1: as far as held-out clips), and the share nearer than 99 % of those.
 
-    Of `QUANTILE` of clips that copy nothing this is expected, up to the spread of the quantile.
+    Of clips that copy nothing a share of `QUANTILE` is expected, up to the spread of the quantile.
+    `still` is the share of clips that have no motion.
     """
     sets = {key: self.nearest(key) for key in (name, heldout)}
-    out: dict[str, Any] = {}
-    for kind in ("content", "motion"):
+    still = np.isnan(sets[name]["motion"])
+    out: dict[str, Any] = {"content": {}, "motion": {"still": proportion(still.tolist())}}
+    for kind, numbers in out.items():
       near, far = (x[kind][~np.isnan(x[kind])] for x in sets.values())
       if not len(near) or not len(far):
         continue
       threshold = np.quantile(far, QUANTILE)
       medians = float(np.median(near)), float(np.median(far))
-      out[kind] = {
+      numbers |= {
         f"median {name}": {"median": medians[0], "n": len(near)},
         f"median {heldout}": {"median": medians[1], "n": len(far)},
         "ratio": {"mean": medians[0] / medians[1] if medians[1] else float("nan")},
-        "copies": proportion(near < threshold),
+        "copies": proportion((near < threshold).tolist()),
       }
     return out

@@ -28,15 +28,20 @@ from sora_jax.evals.reference import BATCH, Clips, batches
 from sora_jax.evals.report import Results
 
 SIGNS = ("sharpness", "flicker", "warp error")
+SHARES = ("copies", "still")
 Rows = dict[str, np.ndarray]  # kind -> a row, or a number, per clip
+
+
+def _moving(clips: Clips) -> bool:
+  return clips.shape[1] >= i3d.FRAMES
 
 
 class Measure:
   """All that is read off a clip: afterwards it is not needed any more.
 
-  Kinds: `image` (EfficientNet's features of the middle frame), `content` (see `memorisation`),
-  `sharpness`; of clips of 16 frames or more also `video` (I3D's logits), `motion`, `flicker`,
-  `warp error`.
+  Kinds: `image` (EfficientNet's features of the middle frame), `content` and `motion` (see
+  `memorisation`), `sharpness`; of clips, which have 16 frames or more, also `video` (I3D's logits),
+  `flicker` and `warp error`.
   """
 
   def __init__(self) -> None:
@@ -50,15 +55,12 @@ class Measure:
   def numbers(self, clips: Clips) -> Rows:
     """All that needs no network."""
     found = {kind: np.asarray(values) for kind, values in appearance(clips).items()}
-    found["content"] = memorisation.content(clips)
-    if clips.shape[1] >= i3d.FRAMES:
-      found["motion"] = memorisation.motion(clips)
-      found["warp error"] = flow.warp_error(clips)
-    return found
+    found |= {"content": memorisation.content(clips), "motion": memorisation.motion(clips)}
+    return found | ({"warp error": flow.warp_error(clips)} if _moving(clips) else {})
 
   def __call__(self, clips: Clips) -> Rows:
     found = self.numbers(clips) | {"image": self.image(clips)}
-    return found | ({"video": self.video_features(clips)} if "motion" in found else {})
+    return found | ({"video": self.video_features(clips)} if _moving(clips) else {})
 
   def all(self, pieces: Iterable[Clips], measure: Callable[[Clips], Rows] | None = None) -> Rows:
     """Rows of all batches of clips, whatever their size."""
@@ -71,7 +73,7 @@ class Measure:
     rows = self.all((clips for _, clips in first), self.numbers)
     rows = {kind: values[:numbers] for kind, values in rows.items()}
     rows["image"] = reference.cached(source, self.image, name, "efficientnet")
-    if len(source[0]["video"]) >= i3d.FRAMES:
+    if _moving(source[0]["video"][None]):
       rows["video"] = reference.cached(source, self.video_features, name)
     return rows
 
@@ -130,11 +132,7 @@ class Bench:
       return None
     pieces, total = self.real.training
     named = {**sets, "heldout": self.heldout, "others": self.reference}
-    rows = {
-      name: (x["content"], x.get("motion", np.zeros((len(x["content"]), 1), np.float32)))
-      for name, x in named.items()
-    }
-    search = Memorisation(**rows)
+    search = Memorisation(**{name: (x["content"], x["motion"]) for name, x in named.items()})
     with tqdm(total=total, desc="training clips searched", unit="clip") as bar:
       for clips in pieces:
         search.update(clips)
@@ -168,7 +166,9 @@ def suite(
   if (search := bench.memorisation(sets)) is not None:
     found = search.summary("samples")
     for kind, numbers in search.summary("others").items():
-      found[kind]["copies among real"] = numbers["copies"]
+      found[kind] |= {f"{key} among real": numbers[key] for key in SHARES if key in numbers}
+    if exhibit.frames == 1:
+      del found["motion"]
     results.metrics["memorisation"] = {"training clips": {"mean": search.seen}, **found}
     for kind, values in search.nearest("samples").items():
       for row, value in zip(results.rows, values, strict=True):

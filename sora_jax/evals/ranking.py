@@ -65,7 +65,8 @@ def badness(
     "classifier": bench.realism(rows)[0]["accuracy"]["mean"],
   }
   found |= {sign: gap(x["ratio"]["mean"]) for sign, x in bench.signs(rows).items()}
-  return found | {f"copies, {kind}": x["copies"]["mean"] for kind, x in copies.items()}
+  nearest = {kind: x["copies"]["mean"] for kind, x in copies.items() if "copies" in x}
+  return found | {f"copies, {kind}": share for kind, share in nearest.items()}
 
 
 def damaged(clips: Clips, name: str, seed: int) -> Clips:
@@ -103,7 +104,7 @@ def rank(count: int, seed: int = 0, searched: int = SEARCHED // 4) -> dict[str, 
   searches = dict.fromkeys(rows, first) | {COPIES: search(**{COPIES: rows[COPIES]})}
   table = {name: badness(bench, x, searches[name].summary(name)) for name, x in rows.items()}
   numbers = {
-    key: {"ranked": ranked(table, key)} | {name: row[key] for name, row in table.items()}
+    key: {"ranked": ranked(table, key)} | {name: row.get(key) for name, row in table.items()}
     for key in MUST
   }
   return {"count": count, "seed": seed, "numbers": numbers}

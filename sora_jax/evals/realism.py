@@ -72,4 +72,4 @@ def accuracy(real: Bool[np.ndarray, " n"], made: Bool[np.ndarray, " m"]) -> dict
   The sets should be equally large, so that a classifier that knows nothing is right in half. The
   interval takes the guesses for independent, which those of one classifier are not quite.
   """
-  return proportion([*real, *~made])
+  return proportion([*real.tolist(), *(~made).tolist()])
