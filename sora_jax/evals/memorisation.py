@@ -90,14 +90,13 @@ class Search:
 
 
 class Memorisation:
-  """Nearest training clips of samples and of held-out clips, whatever the number of either.
+  """Nearest training clips of several sets of clips, such as samples and held-out ones.
 
   Args:
-    samples, heldout, control: rows of `content` and `motion` of each set; `control` are other
-      held-out clips, to show how many would count as copies if there were none.
+    sets: rows of `content` and of `motion` of each set, by its name.
   """
 
-  def __init__(self, **sets: tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n m"]]):
+  def __init__(self, **sets: tuple[Float[np.ndarray, "_n _c"], Float[np.ndarray, "_n _m"]]):
     self._counts = {name: len(rows[0]) for name, rows in sets.items()}
     self._content = Search(np.concatenate([rows[0] for rows in sets.values()]))
     motions = np.concatenate([rows[1] for rows in sets.values()])
@@ -111,7 +110,7 @@ class Memorisation:
     self._motion.update(motion(clips))
     self.seen += len(clips)
 
-  def look(self, training: Iterable[Clips]) -> Memorisation:
+  def look(self, training: Iterable[UInt8[np.ndarray, "_ t h w 3"]]) -> Memorisation:
     """Looks at all batches of training clips."""
     for clips in training:
       self.update(clips)

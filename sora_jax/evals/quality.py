@@ -26,9 +26,11 @@ from sora_jax.evals.memorisation import Memorisation
 from sora_jax.evals.reconstruction import Mean, Reconstruction, appearance, grey_ratio
 from sora_jax.evals.reference import BATCH, Clips, batches
 from sora_jax.evals.report import Results
+from sora_jax.typing import UInt8
 
 SIGNS = ("sharpness", "flicker", "warp error")
 SHARES = ("copies", "still")
+Pieces = Iterable[UInt8[np.ndarray, "_ t h w 3"]]  # of any size
 Rows = dict[str, np.ndarray]  # kind -> a row, or a number, per clip
 
 
@@ -62,7 +64,7 @@ class Measure:
     found = self.numbers(clips) | {"image": self.image(clips)}
     return found | ({"video": self.video_features(clips)} if _moving(clips) else {})
 
-  def all(self, pieces: Iterable[Clips], measure: Callable[[Clips], Rows] | None = None) -> Rows:
+  def all(self, pieces: Pieces, measure: Callable[[Clips], Rows] | None = None) -> Rows:
     """Rows of all batches of clips, whatever their size."""
     parts = [(measure or self)(clips) for clips in pieces]
     return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
@@ -163,7 +165,7 @@ def suite(
   for i, row in enumerate(results.rows):
     row |= {sign: float(rows[sign][i]) for sign in SIGNS if sign in rows}
     row["taken for real"] = bool(passed[i]) if i < len(passed) else None
-  if (search := bench.memorisation(sets)) is not None:
+  if (search := bench.memorisation({"samples": rows})) is not None:
     found = search.summary("samples")
     for kind, numbers in search.summary("others").items():
       found[kind] |= {f"{key} among real": numbers[key] for key in SHARES if key in numbers}

@@ -20,7 +20,7 @@ from sora_jax.worlds import WorldSource
 Clips = UInt8[np.ndarray, "b t h w 3"]
 Features = Callable[[Clips], np.ndarray]  # uint8 clips -> a row of numbers per clip
 FRAMES, SIZE = 17, 64
-BATCH = 8
+BATCH = 16
 # Clip i of a suite's seed must not be clip i of a training seed: an offset no one would train on.
 SEED = 1_000_000
 TIMES = 4  # so many times as many reference clips as samples: they are cheap, and lower the floor

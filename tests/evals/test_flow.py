@@ -71,4 +71,4 @@ def test_warp_error_follows_motion_and_sees_frames_out_of_order(texture, rng):
   still_difference = np.sqrt(np.mean(np.square(np.diff(clip / 255, axis=0))))
   ordered, shuffled = flow.warp_error(np.stack([clip, clip[rng.permutation(9)]]))
   assert ordered < 0.3 * still_difference
-  assert shuffled > 2 * ordered
+  assert shuffled > 1.5 * ordered

@@ -20,9 +20,9 @@ def test_fit_is_at_the_minimum_of_the_penalised_loss(rng):
 
 def test_sets_of_one_kind_are_told_apart_in_half_of_the_cases(rng):
   shares = [
-    realism.accuracy(*realism.guesses(*rng.normal(size=(2, 30, 50))))["mean"] for _ in range(20)
+    realism.accuracy(*realism.guesses(*rng.normal(size=(2, 30, 50))))["mean"] for _ in range(10)
   ]
-  assert np.mean(shares) == pytest.approx(0.5, abs=0.05)
+  assert np.mean(shares) == pytest.approx(0.5, abs=0.07)
 
 
 def test_accuracy_of_two_gaussians_is_what_their_distance_allows(rng):
