@@ -243,14 +243,19 @@ def real_worlds(exhibit: Exhibit, seed: int, config: Mapping[str, Any] | None = 
   """Worlds of the validation split in the exhibit's shape, and of the train split.
 
   Args:
-    config: of the checkpoint, if it has one: names its training clips (see `training`).
+    config: of the checkpoint, if it has one: names its training clips (see `training`). If they
+      cannot be had, a warning says so, and they are left out.
 
   Raises:
     UserError: a shape that cannot be rendered.
   """
   count = len(exhibit.clips)
   shape = exhibit.frames, exhibit.height, exhibit.width, exhibit.fps
-  searched = training(config or {}, *shape, SEARCHED * count)
+  searched = None
+  try:
+    searched = training(config or {}, *shape, SEARCHED * count)
+  except UserError as error:  # the data of training need not be here
+    print(f"warning: no search for copies of training clips: {error}", file=sys.stderr)
   if exhibit.frames > 1:
     return Real(*reference.worlds(count, seed, *shape), searched)
   many = reference.worlds(4 * count, seed, *shape)  # about two in five show one object
@@ -291,6 +296,9 @@ def training(
   Those of the shape in its config's `training.data.shapes` that has these frames and this size, in
   the order in which they were encoded. Where there is none (a model of another recipe, a folder of
   files), those that `configs/toy.py` draws from or, of images, `configs/dit_toy.py`.
+
+  Raises:
+    UserError: the sources that the config names are not there.
   """
   data = config.get("training", {}).get("data", {})
   for shape in data.get("shapes", {}).values():
