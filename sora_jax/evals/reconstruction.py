@@ -102,9 +102,9 @@ def ssim(x: Float[Array, "b t h w 3"], y: Float[Array, "b t h w 3"]) -> Float[Ar
 
 def sharpness(x: Float[Array, "b t h w 3"]) -> Float[Array, " b"]:
   """Gradient energy of the luma: mean squared difference of neighbouring pixels, both ways."""
-  luma = _luma(x)
-  rows = jnp.mean(jnp.square(jnp.diff(luma, axis=2)), axis=(1, 2, 3))
-  return rows + jnp.mean(jnp.square(jnp.diff(luma, axis=3)), axis=(1, 2, 3))
+  y = luma(x)
+  rows = jnp.mean(jnp.square(jnp.diff(y, axis=2)), axis=(1, 2, 3))
+  return rows + jnp.mean(jnp.square(jnp.diff(y, axis=3)), axis=(1, 2, 3))
 
 
 def flicker(x: Float[Array, "b t h w 3"]) -> Float[Array, " b"]:
@@ -114,16 +114,16 @@ def flicker(x: Float[Array, "b t h w 3"]) -> Float[Array, " b"]:
   `STATIC`, nothing moves, and the rest is flicker: an oscillating pixel is not mistaken for a
   moving one, because the average removes its oscillation.
   """
-  luma = _luma(x)
-  frames = luma.shape[1]
-  slow = sum(luma[:, i : frames - 4 + i] for i in range(5)) / 5
+  y = luma(x)
+  frames = y.shape[1]
+  slow = sum(y[:, i : frames - 4 + i] for i in range(5)) / 5
   static = (jnp.max(slow, axis=1) - jnp.min(slow, axis=1) < STATIC).astype(x.dtype)
-  fast = jnp.mean(jnp.square(luma[:, 2 : frames - 2] - slow), axis=1)
+  fast = jnp.mean(jnp.square(y[:, 2 : frames - 2] - slow), axis=1)
   return jnp.sqrt(jnp.sum(fast * static, axis=(1, 2)) / jnp.sum(static, axis=(1, 2)))
 
 
-def flicker_ratio(sample: float, real: float) -> float:
-  """Flicker of samples over that of real clips, one grey level added to both.
+def grey_ratio(sample: float, real: float) -> float:
+  """Flicker or warp error of samples over that of real clips, one grey level added to both.
 
   A rendered static background does not flicker at all, so a bare ratio would divide by nothing;
   one grey level is the step of the files themselves, and invisible.
@@ -131,8 +131,9 @@ def flicker_ratio(sample: float, real: float) -> float:
   return (sample + GREY_LEVEL) / (real + GREY_LEVEL)
 
 
-def _luma(x: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w"]:
-  return jnp.einsum("bthwc,c->bthw", x, jnp.array(_LUMA, x.dtype))
+def luma(x: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
+  """Weighted sum of red, green and blue, as ITU-R BT.601 weighs them."""
+  return jnp.einsum("...c,c->...", x, jnp.array(_LUMA, x.dtype))
 
 
 class Reconstruction:
@@ -186,7 +187,7 @@ class Appearance:
     self.means = {"sharpness": Mean(), "flicker": Mean()}
 
   def update(self, clips: Clips) -> None:
-    for name, values in _appearance(clips).items():
+    for name, values in appearance(clips).items():
       self.means[name].add(np.asarray(values))
 
   def summary(self) -> dict[str, dict[str, float | int]]:
@@ -194,6 +195,8 @@ class Appearance:
 
 
 @jax.jit
-def _appearance(clips: Array) -> dict[str, Array]:
+def appearance(clips: UInt8[Array, "b t h w 3"]) -> dict[str, Array]:
+  """Sharpness and flicker of each clip; flicker needs five frames."""
   x = clips.astype(jnp.float32) / 255
-  return {"sharpness": sharpness(x), "flicker": flicker(x)}
+  found = {"sharpness": sharpness(x)}
+  return found | ({"flicker": flicker(x)} if x.shape[1] >= 5 else {})

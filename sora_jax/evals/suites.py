@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,19 +17,14 @@ from tqdm import tqdm
 
 from sora_jax.data import images, video
 from sora_jax.errors import UserError
-from sora_jax.evals import controls, fvd, i3d
-from sora_jax.evals.adherence import ATTRIBUTES, Judge
-from sora_jax.evals.reconstruction import Appearance, Reconstruction, flicker_ratio
+from sora_jax.evals import controls, i3d, reference
+from sora_jax.evals.adherence import ATTRIBUTES, Judge, Reading
+from sora_jax.evals.reconstruction import Appearance, Reconstruction, grey_ratio
+from sora_jax.evals.reference import BATCH, FRAMES, SEED, SIZE, Clips, batches
 from sora_jax.evals.report import Results, proportion
-from sora_jax.typing import Float, UInt8
 from sora_jax.worlds import WorldSource
 
-Clips = UInt8[np.ndarray, "b t h w 3"]
-FRAMES, SIZE = 17, 64
 RECON_SIZES = ((64, 64), (96, 96), (128, 128), (96, 160))
-BATCH = 8
-# Clip i of a suite's seed must not be clip i of a training seed: an offset no one would train on.
-SEED = 1_000_000
 # name -> (split, wording)
 PROMPTS = {
   "seen": ("validation", "train"),
@@ -134,12 +128,13 @@ def text(
     source = WorldSource(total, SEED + seed, split, wording=wording)
     clips = sample(model, source, seed, name)
     seen = clips if seen is None else seen
-    results.metrics[f"adherence {name}"] = _adherence(
-      judge, source, clips[:count], name, results.rows
+    prompts = [source.caption(i) for i in range(count)]
+    asked = [source.spec(i).labels for i in range(count)]
+    results.metrics[f"adherence {name}"] = adherence(
+      judge(clips[:count]), asked, prompts, name, results.rows
     )
     if sheet is not None and name == "seen":
-      prompts = [source.caption(i) for i in range(min(16, count))]
-      video.write(sheet, video.contact_sheet(list(clips[: len(prompts)]), prompts)[None])
+      video.write(sheet, video.contact_sheet(list(clips[:16][:count]), prompts[:16])[None])
   assert seen is not None
   permanence = WorldSource(max(count // 2, 1), SEED + seed + 1, "validation", scenes=("occlusion",))
   clips = sample(model, permanence, seed, "permanence")
@@ -157,21 +152,37 @@ def sample(model: Model, source: WorldSource, seed: int, name: str) -> Clips:
   return model.sample(prompts, seed=seed, frames=FRAMES, size=(SIZE, SIZE), progress=True)
 
 
-def _adherence(
-  judge: Judge, source: WorldSource, clips: Clips, name: str, rows: list[dict[str, Any]]
+def adherence(
+  readings: Iterable[Reading],
+  asked: Sequence[Mapping[str, Any]],
+  prompts: Sequence[str],
+  name: str,
+  rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
-  flags: dict[str, list[bool]] = {key: [] for key in (*ATTRIBUTES, "valid", "all")}
-  for index, reading in enumerate(judge(clips)):
-    labels = source.spec(index).labels
-    for key in ATTRIBUTES:
-      flags[key].append(getattr(reading, key) == labels[key])
-    flags["valid"].append(reading.valid)
-    flags["all"].append(reading.matches(**_asked(labels)))
+  """Shares of clips in which the oracle reads each attribute as asked, and of valid ones.
+
+  Args:
+    readings: of each clip.
+    asked: the attributes that its caption states: the same ones for all clips. Without a motion
+      they are stills, which count as no valid clips: only what is asked is judged.
+    rows: gets a row per clip.
+  """
+  stated = [key for key in ATTRIBUTES if key in asked[0]]
+  still = "motion" not in stated
+  names = [*stated, "all"] if still else [*stated, "valid", "all"]
+  flags: dict[str, list[bool]] = {key: [] for key in names}
+  for index, (reading, labels) in enumerate(zip(readings, asked, strict=True)):
+    right = {key: getattr(reading, key) == labels[key] for key in stated}
+    right["valid"] = reading.valid
+    right["all"] = all(right[k] for k in controls.ASKED if k in stated)
+    right["all"] &= still or reading.valid
+    for key in names:
+      flags[key].append(right[key])
     read = {key: getattr(reading, key) for key in (*ATTRIBUTES, "valid")}
-    asked = {key: labels[key] for key in (*ATTRIBUTES, "scene")}
+    wanted = {key: labels[key] for key in (*ATTRIBUTES, "scene") if key in labels}
     rows.append({
-      "set": name, "index": index, "prompt": source.caption(index), "asked": asked, "read": read,
-      "right": flags["all"][-1],
+      "set": name, "index": index, "prompt": prompts[index], "asked": wanted, "read": read,
+      "right": right["all"],
     })  # fmt: skip
   return {key: proportion(values) for key, values in flags.items()}
 
@@ -207,65 +218,27 @@ def _appearance(seed: int, samples: Clips) -> dict[str, Any]:
     "sharpness ratio": {"mean": s["sharpness"]["mean"] / r["sharpness"]["mean"]},
     "flicker samples": s["flicker"],
     "flicker real": r["flicker"],
-    "flicker ratio": {"mean": flicker_ratio(s["flicker"]["mean"], r["flicker"]["mean"])},
+    "flicker ratio": {"mean": grey_ratio(s["flicker"]["mean"], r["flicker"]["mean"])},
   }
 
 
 def distances(model: Model, samples: Clips, seed: int) -> dict[str, Any]:
   """FVD and kernel distance of samples, of reconstructions and of real clips to 4 n real clips."""
-  n = len(samples)
   features = i3d.Features()
-  reference = real_features(
-    WorldSource(4 * n, SEED + seed + 100, "validation"), features, "reference"
-  )
-  others = WorldSource(n, SEED + seed + 200, "validation")
+  real, others = reference.worlds(len(samples), seed)
   remade = [
     features(model.reconstruct(clips)) for _, clips in batches(others, "reconstructions for FVD")
   ]
   made = [
     features(samples[i : i + BATCH])
-    for i in tqdm(range(0, n, BATCH), desc="samples for FVD", unit="batch")
+    for i in tqdm(range(0, len(samples), BATCH), desc="samples for FVD", unit="batch")
   ]
   sets = {
     "samples": np.concatenate(made),
     "reconstructions": np.concatenate(remade),
-    "floor (real)": real_features(others, features, "floor"),
+    "floor (real)": reference.cached(others, features, "floor"),
   }
-  out: dict[str, Any] = {}
-  for name, rows in sets.items():
-    kernel = fvd.kernel_distance(rows, reference)
-    out[f"FVD {name}"] = {"mean": fvd.frechet_of(rows, reference), "n": n}
-    out[f"kernel {name}"] = {"mean": kernel.value, "low": kernel.low, "high": kernel.high, "n": n}
-  return out
-
-
-def real_features(
-  source: WorldSource, features: Callable[[Clips], np.ndarray], name: str
-) -> Float[np.ndarray, "n 400"]:
-  """I3D features of a source, kept in the user's cache; an interrupted pass goes on from there."""
-  # The first clip's pixels are part of the key: another renderer makes other features.
-  key = hashlib.sha256(repr(source).encode() + source[0]["video"].tobytes()).hexdigest()[:16]
-  root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sora_jax" / "i3d"
-  root.mkdir(parents=True, exist_ok=True)
-  path = root / f"{key}.npy"
-  rows = np.load(path) if path.is_file() else np.zeros((0, i3d.FEATURES), np.float32)
-  start = len(rows)
-  for indices, clips in batches(source, f"real clips for FVD: {name}", start):
-    rows = np.concatenate([rows, features(clips)])
-    if indices[-1] == len(source) - 1 or len(rows) % (8 * BATCH) < BATCH:
-      temporary = path.with_name(f".{key}.{os.getpid()}.npy")
-      np.save(temporary, rows)
-      os.replace(temporary, path)
-  return rows
-
-
-def batches(source: WorldSource, name: str, start: int = 0) -> Iterator[tuple[list[int], Clips]]:
-  """Indices and clips of a source, with a progress bar."""
-  with tqdm(total=len(source), initial=start, desc=name, unit="clip") as bar:
-    for first in range(start, len(source), BATCH):
-      indices = list(range(first, min(first + BATCH, len(source))))
-      yield indices, np.stack([source[i]["video"] for i in indices])
-      bar.update(len(indices))
+  return reference.distances(sets, reference.cached(real, features, "reference"))
 
 
 def _asked(labels: dict[str, Any]) -> dict[str, str]:

@@ -38,6 +38,13 @@ def test_frechet_of_a_set_with_itself_is_zero_below_full_rank(rng):
   assert fvd.frechet_of(rows, rows[::-1]) == pytest.approx(0, abs=1e-6)
 
 
+def test_frechet_of_few_rows_is_that_of_their_gaussians(rng):
+  for n, m in ((4, 9), (2, 2), (30, 30), (31, 40)):
+    a, b = _cloud(rng, n, 30), _cloud(rng, m, 30)
+    expected = fvd.frechet(fvd.Gaussian().add(a), fvd.Gaussian().add(b))
+    assert fvd.frechet_of(a, b) == pytest.approx(expected, rel=1e-6)
+
+
 def test_kernel_distance_is_unbiased_and_its_interval_covers(rng):
   values, inside = [], 0
   for seed in range(40):

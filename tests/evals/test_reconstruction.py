@@ -74,4 +74,4 @@ def test_blur_lowers_sharpness_and_only_unsteady_pixels_flicker(clips, rng):
   # One value per frame: all static pixels go up and down together.
   level = rng.choice([-1, 1], size=(1, 9, 1, 1, 1)).astype("f4") * np.float32(6 / 255)
   assert (recon.flicker(x + level) > 3 / 255).all()
-  assert recon.flicker_ratio(0.0, 0.0) == 1
+  assert recon.grey_ratio(0.0, 0.0) == 1

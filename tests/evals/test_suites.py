@@ -7,7 +7,7 @@ import pytest
 
 from sora_jax.cli import main
 from sora_jax.data import video
-from sora_jax.evals import i3d, suites
+from sora_jax.evals import i3d, reference, suites
 from sora_jax.generate import model as generate
 from sora_jax.generate.codec import Codec
 from sora_jax.worlds import WorldSource
@@ -91,14 +91,14 @@ def test_text_suite_ranks_a_perfect_and_a_blind_model(monkeypatch, tmp_path):
 def test_interrupted_reference_features_go_on(tmp_path):
   source = WorldSource(3, 5)
   features = i3d.Features()
-  whole = suites.real_features(source, features, "a")
+  whole = reference.cached(source, features, "a")
   path = next((tmp_path / "cache").rglob("*.npy"))
   np.save(path, whole[:2])
   calls = []
-  again = suites.real_features(source, lambda x: calls.append(len(x)) or features(x), "b")
+  again = reference.cached(source, lambda x: calls.append(len(x)) or features(x), "b")
   np.testing.assert_array_equal(again, whole)
   assert calls == [1]
-  suites.real_features(source, lambda x: calls.append(len(x)) or features(x), "c")
+  reference.cached(source, lambda x: calls.append(len(x)) or features(x), "c")
   assert calls == [1]
 
 
