@@ -1,5 +1,6 @@
 """Known answers: ranks of known features; probes that are given the answer, or nothing."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from sora_jax.evals import probe as probe_lib
 from sora_jax.evals.controls import main_mask
 from sora_jax.evals.features import effective_rank, pixels, spread
 from sora_jax.evals.probe import CLASSES, Labelled, Probe, compare
+from sora_jax.evals.report import Results
+from sora_jax.interop import native
 from sora_jax.models.vjepa import VJEPA
 from sora_jax.worlds import WorldSource
 
@@ -84,3 +87,27 @@ def test_labels_are_those_of_the_worlds():
         np.testing.assert_allclose(labels.place[i, frame] * 31, where.mean(0), rtol=1e-5)
   assert pixels(model.patch)(labels.video).shape == (3, 32, 384)
   assert Probe(model.grid).grid == (2, 4, 4)
+
+
+def test_the_suite_probes_a_checkpoint_beside_the_baselines(monkeypatch):
+  vjepa = VJEPA(
+    width=24, layers=1, heads=2, mlp_width=48, predictor_width=12, predictor_layers=1,
+    predictor_heads=1, predictor_mlp_width=24, patch=(2, 16, 16), mask_tokens=1, frames=4, size=32,
+  )  # fmt: skip
+  values, where = jnp.zeros((1, 1, 2 * 16 * 16 * 3)), jnp.zeros((1, 1, 3))
+  params = jax.jit(vjepa.init)(jax.random.key(0), values, where, where)["params"]
+  params["target"] = params["encoder"]
+  monkeypatch.setattr(native, "load_vjepa", lambda name: (vjepa, params))
+  seen = {}
+
+  def compare(encoders, grid, known, held_out, **settings):
+    seen.update(known=len(known.video), held_out=len(held_out.video), **settings)
+    assert grid == vjepa.grid
+    return Results({name: {} for name in encoders})
+
+  monkeypatch.setattr(probe_lib, "compare", compare)
+  metrics = probe_lib.suite("any", count=2, seed=3).metrics
+  assert seen == {"known": 8, "held_out": 2, "seed": 3}
+  assert set(metrics) == {"vjepa", "random", "pixels"}
+  for name in ("vjepa", "random"):
+    assert 1 <= metrics[name]["rank"] <= 24 and metrics[name]["spread"] > 0
