@@ -169,6 +169,9 @@ def test_what_was_pushed_stays():
     back = moved(known, known.video, 0, lambda t, s=side: (0, -s * max(0, t - 10) * 2))
     found = score("interaction", known, back)
     assert not found["stays where it was pushed"] and found["position error at the end, px"] > 6
+    start = known.places[KNOWN - 1, 0]
+    left = moved(known, known.video, 0, lambda t, k=known, s=start: s - k.places[t, 0])
+    assert not score("interaction", known, left)["stays where it was pushed"]
 
 
 def test_what_is_missing_or_too_much_is_counted(rng):
