@@ -14,8 +14,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     seed=0,
     init_from="",
     model=dict(
-      fine=64, width=128, blocks=2, heads=4, kernel_t=3, patch=(4, 4, 4), z_channels=32, codes=512,
-      depth=4, dtype=None,
+      width=128, blocks=(1, 2), heads=4, kernel_t=3, patch=(4, 8, 8), z_channels=64, codes=512,
+      depth=8, linear=True, dtype=None,
     ),
     quantising=dict(variance=0.25, commitment=0.25, decay=0.98, restart=0.05),
     data=dict(
@@ -33,7 +33,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     ),
     optim=dict(
       name="muon", lr=2e-3, warmup=20, schedule="linear", decay=0.01, clip=1.0, ema_decay=0.99,
-      muon_exclude="patch_in|patch_out",
+      muon_exclude="^vqvae/decoder/out|^vqvae/encoder/(in|out)",
     ),
     train=dict(
       steps=1000, batch_size=16, accumulate=1, log_every=20, checkpoint_every=200,
@@ -42,7 +42,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     ),
   ))  # fmt: skip
   if arg == "smoke":
-    config.model.update(fine=8, width=16, blocks=1, heads=2, z_channels=8, codes=16, depth=2)
+    config.model.update(width=16, blocks=(1, 1), heads=2, z_channels=8, codes=16, depth=2)
     config.data.update(frames=5, size=32)
     config.data.sources.records.weight = 0.0
     config.data.sources.worlds.update(weight=1.0, count=8, height=32, width=32)

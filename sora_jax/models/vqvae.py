@@ -8,7 +8,7 @@ arXiv:2203.01941; depth 1 is published VideoGPT):
   r_1 = E(x),  k_q = argmin_k |r_q - e_qk|,  r_q+1 = r_q - e_q,k_q,  z = sum_q e_q,k_q,  x' = D(z)
 
 The gradient of z goes to E(x) as it is (straight through). Codebooks are no weights that learn:
-they are running means of what they stand for (`update`).
+they begin as clusters of data (`begin`) and are running means of what they stand for (`update`).
 
 Unlike the published network it is causal, as `models/vae.py` is: convolutions are padded and time
 attention looks to the past only, norms are over channels and not over a batch, and the first code
@@ -27,10 +27,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from sora_jax.models.conv import CausalConv
+from sora_jax.models.conv import CausalConv, present_tap
 from sora_jax.models.layers import Attention, RMSNorm
 from sora_jax.models.vae import check_frames, check_size
-from sora_jax.models.vae_levels import EPS, Downsample, ResBlock, Upsample, silu
+from sora_jax.models.vae_levels import EPS, silu
+from sora_jax.models.vae_linear import PatchComponents
 from sora_jax.parallel.sharding import constrain
 from sora_jax.typing import Array, Float, Int, Latents, Params, PRNGKey, Scalar, Video
 
@@ -77,83 +78,64 @@ class AttentionBlock(nn.Module):
     return x + AxialAttention(self.heads, self.dtype, name="axial")(norm(3, y))
 
 
-class VQEncoder(nn.Module):
-  """Patches to the vectors that are quantised; fields as of `VQVAE`."""
+class Levels(nn.Module):
+  """One side: patches or vectors in, `blocks` residual blocks, what is missing of the other out."""
 
-  fine: int
   width: int
   blocks: int
   heads: int
   kernel_t: int
   features: int
+  linear: bool
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b t h w p"]) -> Float[Array, "b t h2 w2 z"]:
-    dense = partial(CausalConv, kernel=(1, 1, 1), dtype=self.dtype)
-    x = dense(self.fine, name="patch_in")(x)
-    x = ResBlock(self.fine, 1, self.dtype, name="fine")(x)
-    x = Downsample(False, self.dtype, name="down")(x, first=True)
-    x = dense(self.width, name="widen")(x)
-    for i in range(self.blocks):
-      block = AttentionBlock(self.width, self.kernel_t, self.heads, self.dtype, name=f"block_{i}")
-      x = block(x)
-    return dense(self.features, name="out")(x)
-
-
-class VQDecoder(nn.Module):
-  """Vectors to patches: the encoder backwards, with one more block of fine features."""
-
-  fine: int
-  width: int
-  blocks: int
-  heads: int
-  kernel_t: int
-  features: int
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b t h2 w2 z"]) -> Float[Array, "b t h w p"]:
+  def __call__(self, x: Float[Array, "b t h w i"]) -> Float[Array, "b t h w o"]:
     dense = partial(CausalConv, kernel=(1, 1, 1), dtype=self.dtype)
     x = dense(self.width, name="in")(x)
     for i in range(self.blocks):
       block = AttentionBlock(self.width, self.kernel_t, self.heads, self.dtype, name=f"block_{i}")
       x = block(x)
-    x = Upsample(self.fine, False, self.dtype, name="up")(x, first=True)
-    for i in range(2):
-      x = ResBlock(self.fine, 1, self.dtype, name=f"fine_{i}")(x)
-    return dense(self.features, kernel_init=nn.initializers.zeros, name="patch_out")(x)
+    last = nn.initializers.zeros if self.linear else present_tap()
+    return dense(self.features, kernel_init=last, name="out")(x)
 
 
 class VQVAE(nn.Module):
   """The discrete autoencoder.
 
   Attributes:
-    fine, width: features per patch, and per code, of which one is two patches high and wide.
-    blocks: `AttentionBlock`s on each side, at the resolution of codes. heads: of their attention.
-    kernel_t: taps in time of their convolutions.
-    patch: (frames, rows, columns) of a patch.
+    width: features of a patch. blocks: `AttentionBlock`s of the encoder and of the decoder. heads:
+      of their attention. kernel_t: taps in time of their convolutions.
+    patch: (frames, rows, columns) of a patch, which becomes one cell of the code grid.
     z_channels: of the vectors that codes stand for.
     codes: how many a codebook has. depth: how many stand for a vector; each has its own codebook.
+    linear: adds principal components of patches on both sides (models/vae_linear.py); what learns
+      starts at zero then. Not in the paper, where learning them takes days.
     dtype: of the computation; parameters and what is quantised are float32.
   """
 
-  fine: int = 64
   width: int = 128
-  blocks: int = 2
+  blocks: tuple[int, int] = (1, 2)
   heads: int = 4
   kernel_t: int = 3
-  patch: tuple[int, int, int] = (4, 4, 4)
-  z_channels: int = 32
+  patch: tuple[int, int, int] = (4, 8, 8)
+  z_channels: int = 64
   codes: int = 512
-  depth: int = 4
+  depth: int = 8
+  linear: bool = False
   channels: int = 3
   dtype: Any = None
 
   def setup(self) -> None:
-    how = (self.fine, self.width, self.blocks, self.heads, self.kernel_t)
-    self.encoder = VQEncoder(*how, self.z_channels, self.dtype)
-    self.decoder = VQDecoder(*how, self.channels * math.prod(self.patch), self.dtype)
+    side = lambda blocks, out: Levels(  # noqa: E731
+      self.width, blocks, self.heads, self.kernel_t, out, self.linear, self.dtype
+    )
+    self.encoder = side(self.blocks[0], self.z_channels)
+    self.decoder = side(self.blocks[1], self.channels * math.prod(self.patch))
+    if self.linear:
+      self.principal = PatchComponents(
+        self.z_channels, self.time_stride, self.space_stride, self.channels
+      )
     shape = (self.depth, self.codes, self.z_channels)
     self.codebook = self.param("codebook", nn.initializers.normal(1.0), shape)
 
@@ -165,7 +147,7 @@ class VQVAE(nn.Module):
   @property
   def space_stride(self) -> int:
     """Rows and columns of a code."""
-    return 2 * self.patch[1]
+    return self.patch[1]
 
   def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """(lt, lh, lw) of a clip. Raises UserError: a length or size that has no grid."""
@@ -183,8 +165,8 @@ class VQVAE(nn.Module):
     grid = (len(video), *self.grid(*video.shape[1:4]), self.z_channels)
     x = constrain(video, "video", grid)
     x = jnp.concatenate([x[:, :1]] * (self.patch[0] - 1) + [x], axis=1)  # a still
-    x = rearrange(x, f"{_PIXELS} -> {_PATCHES}", **self._sizes)
-    return constrain(self.encoder(x), "video").astype(jnp.float32)
+    x = self.encoder(rearrange(x, f"{_PIXELS} -> {_PATCHES}", **self._sizes)).astype(jnp.float32)
+    return constrain(x + self.principal.encode(video, True) if self.linear else x, "video")
 
   def quantise(self, z: Latents) -> tuple[Codes, Latents]:
     """Codes of vectors, and the vectors that they stand for."""
@@ -193,9 +175,9 @@ class VQVAE(nn.Module):
 
   def decode(self, z: Latents) -> Video:
     """Pixels of vectors, nominally in [-1, 1] but not clipped."""
-    x = self.decoder(constrain(z, "video"))
+    x = self.decoder(constrain(z, "video")).astype(jnp.float32)
     x = rearrange(x, f"{_PATCHES} -> {_PIXELS}", **self._sizes)[:, self.patch[0] - 1 :]
-    return constrain(x, "video", z.shape).astype(jnp.float32)
+    return constrain(x + self.principal.decode(z, True) if self.linear else x, "video", z.shape)
 
   def __call__(self, video: Video) -> tuple[Video, Latents, Codes, Scalar]:
     """Reconstruction, vectors, codes, and the commitment loss: how far vectors are from codes.
@@ -239,42 +221,71 @@ def vectors(codebook: Codebooks, codes: Int[Array, "*b q"]) -> Float[Array, "*b 
   )
 
 
+LLOYD = 5  # iterations of k-means that codebooks begin with
+
+
+def begin(codebook: Codebooks, z: Latents, key: PRNGKey) -> Codebooks:
+  """Codebooks of this shape from the vectors of a batch, by k-means from random ones of them.
+
+  Depth after depth: each is made for what those before it leave.
+  """
+  rest, books = z.reshape(-1, z.shape[-1]), []
+  for depth, old in enumerate(codebook):
+    start = jax.random.randint(jax.random.fold_in(key, depth), (len(old),), 0, len(rest))
+
+    def better(_: int, book: Array, rest: Array = rest) -> Array:
+      count, total = tallies(nearest(book, rest), rest, len(book))
+      return jnp.where(count[:, None] > 0, total / jnp.maximum(count, 1e-9)[:, None], book)
+
+    book = jax.lax.fori_loop(0, LLOYD, better, rest[start])
+    rest = rest - jnp.take(book, nearest(book, rest), axis=0)
+    books.append(book)
+  return jnp.stack(books)
+
+
 def update(
-  state: Params, z: Latents, key: PRNGKey, decay: float, restart: float
+  state: Params, z: Latents, codes: Codes, key: PRNGKey, decay: float, restart: float
 ) -> Params:
   """Codebooks after a batch: running means of what each code stood for in it.
 
   van den Oord et al. 2017, appendix A.1; a code that hardly stands for anything begins again as a
   random vector of the batch, as in published VideoGPT (and Dhariwal et al. 2020, arXiv:2005.00341).
-  Before the first batch all are such, so that codebooks begin as data. What a depth is given is what
-  the depths before it leave, after their update.
 
   Args:
     state: `codebook` (q k z), and running means of the share of vectors that a code stood for,
       `count` (q k), and of their sum, `total` (q k z).
-    z: what the encoder made of the whole batch.
-    decay: of the running means. restart: a code begins again below this share of an even one.
+    z, codes: vectors and codes of the whole batch.
+    decay: of the running means. restart: a code begins again below this share of an even use.
   """
-  rest = z.reshape(-1, z.shape[-1])
-  fields = []
-  for depth in range(len(state["codebook"])):
-    book, count, total = (state[name][depth] for name in ("codebook", "count", "total"))
-    chosen = jax.nn.one_hot(nearest(book, rest), len(book))
-    count = decay * count + (1 - decay) * jnp.mean(chosen, axis=0)
-    sums = jnp.einsum("nk,nz->kz", chosen, rest, precision="highest")
-    total = decay * total + (1 - decay) * sums / len(rest)
-    drawn = jax.random.randint(jax.random.fold_in(key, depth), (len(book),), 0, len(rest))
-    unused = count * len(book) < restart
-    count = jnp.where(unused, 1 / len(book), count)
-    total = jnp.where(unused[:, None], rest[drawn] / len(book), total)
-    book = total / count[:, None]
-    rest = rest - jnp.take(book, nearest(book, rest), axis=0)
-    fields.append((book, count, total))
-  return dict(zip(("codebook", "count", "total"), map(jnp.stack, zip(*fields)), strict=True))
+  rest, codes = z.reshape(-1, z.shape[-1]), codes.reshape(-1, codes.shape[-1])
+  made: dict[str, list[Array]] = {name: [] for name in state}
+  for depth, book in enumerate(state["codebook"]):
+    size = len(book)
+    shares, sums = tallies(codes[:, depth], rest, size)
+    count = decay * state["count"][depth] + (1 - decay) * shares
+    total = decay * state["total"][depth] + (1 - decay) * sums
+    drawn = jax.random.randint(jax.random.fold_in(key, depth), (size,), 0, len(rest))
+    unused = count * size < restart
+    count = jnp.where(unused, 1 / size, count)
+    total = jnp.where(unused[:, None], rest[drawn] / size, total)
+    for name, x in (("codebook", total / count[:, None]), ("count", count), ("total", total)):
+      made[name].append(x)
+    rest = rest - jnp.take(book, codes[:, depth], axis=0)
+  return {name: jnp.stack(x) for name, x in made.items()}
 
 
-def usage(codes: Int[Array, "*b q"], count: int) -> tuple[Scalar, Scalar]:
+def tallies(
+  codes: Int[Array, " n"], x: Float[Array, "n z"], size: int
+) -> tuple[Float[Array, " k"], Float[Array, "k z"]]:
+  """The share of vectors that each code stands for, and their sum over the number of all."""
+  count = jnp.zeros(size).at[codes].add(1.0)
+  total = jnp.zeros((size, x.shape[-1])).at[codes].add(x)
+  return count / len(x), total / len(x)
+
+
+def usage(codes: Int[Array, "*b q"], size: int) -> tuple[Scalar, Scalar]:
   """Share of the codes that occur, and perplexity exp(entropy) of their use; means over depths."""
-  shares = jax.nn.one_hot(codes.reshape(-1, codes.shape[-1]), count).mean(axis=0)
+  codes = codes.reshape(-1, codes.shape[-1])
+  shares = jax.vmap(lambda c: jnp.zeros(size).at[c].add(1 / len(codes)), in_axes=1)(codes)
   entropy = -jnp.sum(shares * jnp.log(jnp.where(shares > 0, shares, 1.0)), axis=-1)
   return jnp.mean(shares > 0), jnp.mean(jnp.exp(entropy))

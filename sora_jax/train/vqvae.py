@@ -10,7 +10,7 @@ Usage and perplexity are of a (micro-)batch: what a few clips need of the codes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from sora_jax.data import pipeline, registry
 from sora_jax.data.shards import split
 from sora_jax.data.transforms import RandomCrop, to_float, to_uint8
 from sora_jax.interop import native
-from sora_jax.models.vqvae import VQVAE, update, usage
+from sora_jax.models.vae_linear import PatchComponents
+from sora_jax.models.vqvae import VQVAE, Codebooks, begin, update, usage
 from sora_jax.provenance import commit
 from sora_jax.train.step import OUTPUTS
+from sora_jax.train.vae import principal
 from sora_jax.typing import Array, Params, PRNGKey, Scalar, Video
 
 
@@ -61,12 +63,22 @@ class VQVAERecipe:
   def init(self, key: PRNGKey) -> Params:
     data = self.config.data
     params = self.vqvae.init(key, jnp.zeros((1, 1, data.size, data.size, 3)))["params"]
-    count = jnp.zeros(params["codebook"].shape[:2])
     if self.config.init_from:
       params = native.load_params(self.config.init_from, "vqvae", params)
-      count = jnp.full_like(count, 1 / self.vqvae.codes)
-    total = params["codebook"] * count[..., None]
-    return {"vqvae": params, "running": {"count": count, "total": total}}
+    elif self.vqvae.linear:
+      params["principal"] = self.principal
+    running = even(params["codebook"])
+    del running["codebook"]
+    if not self.config.init_from:  # nothing has been counted
+      running = jax.tree.map(jnp.zeros_like, running)
+    return {"vqvae": params, "running": running}
+
+  @functools.cached_property
+  def principal(self) -> Params:
+    """Principal components of training clips, as they are: the codes' distances are pixels'."""
+    v = self.vqvae
+    components = PatchComponents(v.z_channels, v.time_stride, v.space_stride, v.channels)
+    return principal(components, self.dataset(0, 1), whiten=0.0)
 
   def loss(
     self, params: Params, batch: Any, key: PRNGKey, step: Array
@@ -77,20 +89,23 @@ class VQVAERecipe:
     found = {"error": error, "commitment": commitment}
     found["psnr"] = -10 * jnp.log10(jnp.mean((video - jnp.clip(made, -1, 1)) ** 2) / 4)
     found["usage"], found["perplexity"] = usage(codes, self.vqvae.codes)
-    found[OUTPUTS] = jax.lax.stop_gradient(z)
+    found[OUTPUTS] = {"z": jax.lax.stop_gradient(z), "codes": codes}
     q = self.quantising
     return error / q.variance + q.commitment * commitment, found
 
-  def after(self, params: Params, updates: Array, outputs: Array) -> Params:
-    """The codebook follows what the encoder made of the batch."""
-    q = self.quantising
+  def after(self, params: Params, updates: Array, outputs: Mapping[str, Array]) -> Params:
+    """The codebook follows what the encoder made of the batch, of which the first begins it."""
+    q, z, codes = self.quantising, outputs["z"], outputs["codes"]
     key = jax.random.fold_in(jax.random.key(self.config.seed), updates)
     state = {"codebook": params["vqvae"]["codebook"], **params["running"]}
-    state = update(state, outputs, key, q.decay, q.restart)
-    return {
-      "vqvae": params["vqvae"] | {"codebook": state.pop("codebook")},
-      "running": state,
-    }
+    first = (updates == 0) & (jnp.sum(state["count"]) == 0)
+    state = jax.lax.cond(
+      first,
+      lambda: even(begin(state["codebook"], z, key)),
+      lambda: update(state, z, codes, key, q.decay, q.restart),
+    )
+    vqvae = params["vqvae"] | {"codebook": state["codebook"]}
+    return {"vqvae": vqvae, "running": {name: state[name] for name in params["running"]}}
 
   def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
     data, rows = self.config.data, self.config.train.batch_size
@@ -130,6 +145,12 @@ class VQVAERecipe:
     training = self.config.to_dict() | {"commit": commit()}
     config = {"vqvae": self.config.model.to_dict(), "vqvae_training": [training]}
     native.save(workdir / "export", {"vqvae": params["vqvae"]}, config, dtype=np.float32)
+
+
+def even(codebook: Codebooks) -> Params:
+  """The state of codebooks (`models.vqvae.update`) whose codes are used alike."""
+  count = jnp.full(codebook.shape[:2], 1 / codebook.shape[1])
+  return {"codebook": codebook, "count": count, "total": codebook * count[..., None]}
 
 
 def build(config: ConfigDict) -> VQVAERecipe:
