@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,28 +72,58 @@ def cache(
   if frames % vae.time_stride != (0 if loop else 1 % vae.time_stride):
     kind = f"A loop has {vae.time_stride}k" if loop else f"A clip has {vae.time_stride}k+1"
     raise UserError(f"{kind} frames, not {frames}.")
+
+  def parts() -> Iterator[bytes | memoryview]:
+    yield repr(vae).encode()
+    yield from weights({name: x for name, x in params.items() if name in ENCODER})
+    yield from reader.identity() if reader else ()
+
+  def records(draws: int) -> Iterator[dict[str, Any]]:
+    batches = pipeline.make(
+      registry.open_sources(sources), batch_size, draws, frames, size, fps=fps, keep=("captions",)
+    )
+    return encode(batches, vae, params, -(-clips // batch_size), draws, loop, reader)
+
+  return stored(folder, settings, parts(), records)
+
+
+def stored(
+  folder: Path,
+  settings: Mapping[str, Any],
+  parts: Iterable[bytes | memoryview],
+  records: Callable[[int], Iterator[dict[str, Any]]],
+) -> RecordSource:
+  """Opens what is stored of these settings under `folder`, making it first if it is not there.
+
+  Its `info` holds the settings, and under `words` all words of the captions.
+
+  Args:
+    parts: what else the records depend on.
+    records: makes them, given a seed: clips of other settings are other clips.
+
+  Raises:
+    UserError: the records cannot be made, or the disk is full.
+  """
   key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_plain).encode())
-  draws = int(key.hexdigest()[:8], 16)  # clips of another shape are other clips
-  key.update(repr(vae).encode())
-  encoder = {name: x for name, x in params.items() if name in ENCODER}
-  for name, leaf in jax.tree.leaves_with_path(encoder):
-    key.update(jax.tree_util.keystr(name).encode() + np.asarray(leaf).tobytes())
-  for part in reader.identity() if reader else ():
+  draws = int(key.hexdigest()[:8], 16)
+  for part in parts:
     key.update(part)
   path = Path(folder) / key.hexdigest()[:16]
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    batches = pipeline.make(
-      registry.open_sources(sources), batch_size, draws, frames, size, fps=fps, keep=("captions",)
-    )
     info = json.loads(json.dumps(settings, default=_plain)) | {"words": []}
-    records = encode(batches, vae, params, -(-clips // batch_size), draws, loop, reader)
     try:
-      write_records(path, _note_words(records, info["words"]), info)
+      write_records(path, _note_words(records(draws), info["words"]), info)
     except UserError:
       if not path.exists():  # a run beside this one may have been faster
         raise
   return RecordSource(path)
+
+
+def weights(params: Params) -> Iterator[bytes]:
+  """All that parameters are, for a hash."""
+  for name, leaf in jax.tree.leaves_with_path(params):
+    yield jax.tree_util.keystr(name).encode() + np.asarray(leaf).tobytes()
 
 
 def encode(

@@ -31,7 +31,7 @@ from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp, sinusoid
 from sora_jax.models.patch import rope_angles
 from sora_jax.models.vqvae import Codes, vectors
 from sora_jax.parallel.sharding import constrain
-from sora_jax.typing import Array, Float, Int, Scalar
+from sora_jax.typing import Array, Float, Int
 
 Grid = tuple[int, int, int]
 LINKS = 3  # cells that a cell is told of: the last one, the one above, the one a frame before
@@ -133,7 +133,8 @@ class Prior(nn.Module):
     each = self.vectors(rearrange(codes, "b t h w q -> b (t h w) q"))
     cells = jnp.arange(each.shape[1])
     told = self.told(jnp.sum(each, axis=2), cells, links((lt, *self.grid[1:])))
-    return self.logits(self.hidden(told, cells, text, text_ids), each)
+    hidden = self.hidden(told, cells, text, text_ids)
+    return self.logits(hidden, jnp.cumsum(each, axis=2) - each, tuple(range(self.depth)))
 
   def vectors(self, codes: Int[Array, "*b q"]) -> Float[Array, "*b q z"]:
     """The vectors of codes. A cell's are summed for what it stands for."""
@@ -168,14 +169,17 @@ class Prior(nn.Module):
     return self.blocks(x, index, angles, text, text_ids)[0]
 
   def logits(
-    self, hidden: Float[Array, "b m d"], each: Float[Array, "b m q z"]
-  ) -> Float[Array, "b m q k"]:
-    """Of the codes of cells, each given those before it, whose vectors are `each`."""
-    before = jnp.cumsum(each, axis=2) - each
-    u = hidden[:, :, None] + self.prefix_in(before) + self.depth_embedding.astype(hidden.dtype)
+    self,
+    hidden: Float[Array, "b m d"],
+    before: Float[Array, "b m j z"],
+    depths: tuple[int, ...],
+  ) -> Float[Array, "b m j k"]:
+    """Of a cell's codes at these depths; `before`: what the codes before each stand for."""
+    at = jnp.asarray(depths)
+    u = hidden[:, :, None] + self.prefix_in(before) + self.depth_embedding[at].astype(hidden.dtype)
     u = u + self.depth_mlp(self.depth_norm(u))
     u = self.norm(u).astype(jnp.float32)
-    return jnp.einsum("bmqd,qdk->bmqk", u, self.head) + self.head_bias
+    return jnp.einsum("bmjd,jdk->bmjk", u, self.head[at]) + self.head_bias[at]
 
 
 def links(grid: Grid) -> Int[np.ndarray, "n links"]:
@@ -194,12 +198,3 @@ def surprisal(logits: Float[Array, "b n q k"], codes: Codes) -> Float[Array, "b 
   chosen = rearrange(codes, "b t h w q -> b (t h w) q 1")
   return -jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, axis=-1)[..., 0]
 
-
-def bits(nats: Scalar, cells: int, depth: int, pixels: int) -> dict[str, Scalar]:
-  """A mean surprisal as `bits` per code, and per dimension of the pixels that codes stand for.
-
-  `bits_per_dim` is all of a clip's codes over its frames x rows x columns x 3; what the decoder
-  leaves of the pixels is not in it, so it is no likelihood of them.
-  """
-  per_code = nats / jnp.log(2.0)
-  return {"bits": per_code, "bits_per_dim": per_code * cells * depth / pixels}

@@ -289,3 +289,17 @@ def usage(codes: Int[Array, "*b q"], size: int) -> tuple[Scalar, Scalar]:
   shares = jax.vmap(lambda c: jnp.zeros(size).at[c].add(1 / len(codes)), in_axes=1)(codes)
   entropy = -jnp.sum(shares * jnp.log(jnp.where(shares > 0, shares, 1.0)), axis=-1)
   return jnp.mean(shares > 0), jnp.mean(jnp.exp(entropy))
+
+
+@partial(jax.jit, static_argnums=0)
+def encode_codes(vqvae: VQVAE, params: Params, video: Video) -> Codes:
+  """The codes of a clip of 4k+1 frames in [-1, 1]."""
+  z = vqvae.apply({"params": params}, video, method="encode")
+  return vqvae.apply({"params": params}, z, method="quantise")[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def decode_codes(vqvae: VQVAE, params: Params, codes: Codes) -> Video:
+  """The clip of codes, clipped to [-1, 1]."""
+  z = jnp.sum(vectors(params["codebook"], codes), axis=-2)
+  return jnp.clip(vqvae.apply({"params": params}, z, method="decode"), -1.0, 1.0)

