@@ -139,7 +139,7 @@ class VideoGPT:
     if codes.shape[1] >= grid[0]:
       stride = self.vqvae.time_stride
       raise UserError(
-        f"{known.shape[1]} frames are given and {1 + stride * (grid[0] - 1)} are to be made in all: "
+        f"{known.shape[1]} frames are given and {1 + stride * (grid[0] - 1)} are wanted in all: "
         f"give at most {1 + stride * (grid[0] - 2)}."
       )
     return self._decode(self._codes(codes, prompts, grid, sampling, seed, batch_size, progress))
@@ -170,7 +170,7 @@ class VideoGPT:
     return self._decode(self.encode(video))
 
   def encode(self, video: Clips) -> Int[np.ndarray, "b lt lh lw q"]:
-    """The codes of videos. Raises UserError: not 4k+1 frames, or a size that cells do not divide."""
+    """The codes of videos. Raises UserError: not 4k+1 frames, or a size that has no grid."""
     self.vqvae.grid(*video.shape[1:4])
     with jax.set_mesh(sharding.mesh_of(self.params)):
       encode = functools.partial(encode_codes, self.vqvae, self.params["vqvae"])

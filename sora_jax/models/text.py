@@ -146,7 +146,9 @@ class Prompts:
       out.append(ids + [NOTHING] * (self.length - len(ids) if self.padded else 0))
     return out
 
-  def in_rows(self, prompts: Sequence[str]) -> tuple[Int[np.ndarray, "b s"], Int[np.ndarray, "b s"]]:
+  def in_rows(
+    self, prompts: Sequence[str]
+  ) -> tuple[Int[np.ndarray, "b s"], Int[np.ndarray, "b s"]]:
     """Word pieces and ids of prompts, one in each row, filled up to `length`."""
     pieces, ids = np.zeros((2, len(prompts), self.length), np.int32)
     for row, here in enumerate(self(prompts)):

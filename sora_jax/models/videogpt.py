@@ -197,4 +197,3 @@ def surprisal(logits: Float[Array, "b n q k"], codes: Codes) -> Float[Array, "b 
   """-log p of each code, in nats."""
   chosen = rearrange(codes, "b t h w q -> b (t h w) q 1")
   return -jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, axis=-1)[..., 0]
-

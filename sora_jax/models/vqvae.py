@@ -51,7 +51,8 @@ class AxialAttention(nn.Module):
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
     total = jnp.zeros_like(x)
     sizes = dict(zip("bthw", x.shape[:4], strict=True))
-    for axis, name in (("w", "attention_columns"), ("h", "attention_rows"), ("t", "attention_time")):
+    names = {"w": "attention_columns", "h": "attention_rows", "t": "attention_time"}
+    for axis, name in names.items():
       lines = f"({' '.join(a for a in 'bthw' if a != axis)}) {axis} c"
       y = rearrange(x, f"b t h w c -> {lines}")
       ids = jnp.ones(y.shape[:2], jnp.int32)
@@ -224,7 +225,7 @@ def vectors(codebook: Codebooks, codes: Int[Array, "*b q"]) -> Float[Array, "*b 
 LLOYD = 5  # iterations of k-means that codebooks begin with
 
 
-def begin(codebook: Codebooks, z: Latents, key: PRNGKey) -> Codebooks:
+def begin(codebook: Codebooks, z: Float[Array, "*b z"], key: PRNGKey) -> Codebooks:
   """Codebooks of this shape from the vectors of a batch, by k-means from random ones of them.
 
   Depth after depth: each is made for what those before it leave.
@@ -233,7 +234,7 @@ def begin(codebook: Codebooks, z: Latents, key: PRNGKey) -> Codebooks:
   for depth, old in enumerate(codebook):
     start = jax.random.randint(jax.random.fold_in(key, depth), (len(old),), 0, len(rest))
 
-    def better(_: int, book: Array, rest: Array = rest) -> Array:
+    def better(_: Any, book: Array, rest: Array = rest) -> Array:
       count, total = tallies(nearest(book, rest), rest, len(book))
       return jnp.where(count[:, None] > 0, total / jnp.maximum(count, 1e-9)[:, None], book)
 
@@ -244,7 +245,12 @@ def begin(codebook: Codebooks, z: Latents, key: PRNGKey) -> Codebooks:
 
 
 def update(
-  state: Params, z: Latents, codes: Codes, key: PRNGKey, decay: float, restart: float
+  state: Params,
+  z: Float[Array, "*b z"],
+  codes: Int[Array, "*b q"],
+  key: PRNGKey,
+  decay: float,
+  restart: float,
 ) -> Params:
   """Codebooks after a batch: running means of what each code stood for in it.
 

@@ -202,9 +202,7 @@ class VAERecipe:
     return latents.mean(0).tolist(), latents.std(0).tolist()
 
 
-def principal(
-  components: PatchComponents, data: Iterator[Any], whiten: float = 0.5
-) -> Params:
+def principal(components: PatchComponents, data: Iterator[Any], whiten: float = 0.5) -> Params:
   """The principal components of the first `PRINCIPAL_CLIPS` of batches; see `vae_linear.fit`."""
   clips: list[np.ndarray] = []
   while len(clips) < PRINCIPAL_CLIPS:

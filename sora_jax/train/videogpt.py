@@ -7,7 +7,7 @@ and `text`, the encoder trained with it over a frozen table of word pieces. Clip
 (data/codes.py). Captions are left out now and then, for guidance and for clips without one.
 
 Reported beside the loss (nats per code): `bits` per code, `bits_per_dim` (see `codes_per_dim`), and
-bits per code of the first frame, of the later ones, and of the first codes of cells, which say most.
+bits per code of the first frame, of later ones, and of the first codes of cells, which say most.
 """
 
 from __future__ import annotations
@@ -133,9 +133,7 @@ class VideoGPTRecipe:
 
   def _batches(self, source: RecordSource, shard_index: int, shard_count: int) -> Iterator[Any]:
     rows = split("train.batch_size", self.config.train.batch_size, shard_count)
-    return code_data.batches(
-      source, self.prompts, rows, self.config.seed, shard_index, shard_count
-    )
+    return code_data.batches(source, self.prompts, rows, self.config.seed, shard_index, shard_count)
 
   def preview(self, params: Params, key: PRNGKey) -> dict[str, np.ndarray]:
     """Samples of the config's prompts, side by side."""
