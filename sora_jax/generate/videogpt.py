@@ -113,7 +113,7 @@ class VideoGPT:
 
   def continued(
     self,
-    known: Clips,
+    known: UInt8[np.ndarray, "b known h w 3"],
     prompts: Sequence[str],
     *,
     seed: int = 0,
@@ -345,7 +345,7 @@ def moments(
   codes: Int[Array, "b lt lh lw q"],
   text: Float[Array, "1 s e"],
   text_ids: Int[Array, "1 s"],
-) -> Float[Array, "b s"]:
+) -> Float[Array, "b moments"]:
   """Mean surprisal of each code frame but the first, all clips with one prompt."""
   text, text_ids = (jnp.repeat(x, len(codes), axis=0) for x in (text, text_ids))
   nats = surprisal(prior.apply({"params": params}, codes, text, text_ids), codes)

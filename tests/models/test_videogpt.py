@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sora_jax.models.videogpt import Prior, links, surprisal
+from tests.conftest import random_weights
 
 MODEL = Prior(
   width=24, layers=2, heads=2, mlp_width=32, text_width=6, grid=(3, 2, 2), codes=5, depth=3,
@@ -15,17 +16,15 @@ MODEL = Prior(
 )  # fmt: skip
 
 
-def perturbed(model, seed=1):
-  rng = np.random.default_rng(seed)
+def weights(model):
   codes = jnp.zeros((1, *model.grid, model.depth), jnp.int32)
   text = jnp.zeros((1, 3, model.text_width)), jnp.ones((1, 3), jnp.int32)
-  made = jax.jit(model.init)(jax.random.key(0), codes, *text)["params"]
-  return jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), made)
+  return random_weights(model.init, codes, *text)
 
 
 @pytest.fixture(scope="module")
 def params():
-  return perturbed(MODEL)
+  return weights(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def test_likelihoods_sum_to_one():
     width=12, layers=1, heads=1, mlp_width=16, text_width=6, grid=(2, 1, 2), codes=2, depth=2,
     z_channels=3,
   )  # fmt: skip
-  params = perturbed(model)
+  params = weights(model)
   codes = jnp.asarray(list(itertools.product(range(2), repeat=8))).reshape(-1, 2, 1, 2, 2)
   text = jnp.zeros((256, 3, 6)), jnp.ones((256, 3), jnp.int32)
   logits = jax.jit(model.apply)({"params": params}, codes, *text)
@@ -100,20 +99,24 @@ def test_links_by_hand():
     assert table[t, h, w].tolist() == [number[t, h, w] - 1, above, before]
 
 
+@jax.jit
+def hidden(params, told, cells, text, ids, cache):
+  """The transformer at some cells, and the cache after them."""
+  return MODEL.apply(
+    {"params": params, **cache}, told, cells, text, ids, method="hidden", mutable=["cache"]
+  )
+
+
 def test_the_cache_changes_nothing(params, inputs):
   codes, text, ids = inputs
-  run = lambda name, *x, cache=None: MODEL.apply(  # noqa: E731
-    {"params": params} | ({} if cache is None else {"cache": cache}), *x, method=name,
-    mutable=["cache"] if cache is not None else False,
-  )  # fmt: skip
-  z = run("vectors", codes.reshape(2, 12, 3)).sum(axis=2)
-  told = run("told", z, jnp.arange(12), links(MODEL.grid))
-  whole = run("hidden", told, jnp.arange(12), text, ids)
+  z = params["codebook"][jnp.arange(3), codes.reshape(2, 12, 3)].sum(axis=2)
+  cells = jnp.arange(12)
+  told = MODEL.apply({"params": params}, z, cells, links(MODEL.grid), method="told")
+  whole = MODEL.apply({"params": params}, told, cells, text, ids, method="hidden")
   made, cache = [], {}
   for first, last in ((0, 5), *((i, i + 1) for i in range(5, 12))):
-    piece, new = run("hidden", told[:, first:last], jnp.arange(first, last), text, ids, cache=cache)
-    # A prompt is read once: what it is later changes nothing.
-    text, cache = text + 1.0, new["cache"]
+    piece, cache = hidden(params, told[:, first:last], cells[first:last], text, ids, cache)
+    text = text + 1.0  # a prompt is read once: what it is later changes nothing
     made.append(piece)
   np.testing.assert_allclose(jnp.concatenate(made, axis=1), whole, rtol=1e-4, atol=1e-5)
 

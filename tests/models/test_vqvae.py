@@ -8,6 +8,7 @@ import pytest
 from sora_jax.errors import UserError
 from sora_jax.models import vqvae as lib
 from sora_jax.models.vqvae import VQVAE
+from tests.conftest import random_weights
 
 MODEL = VQVAE(
   width=12, blocks=(1, 1), heads=2, patch=(4, 4, 4), z_channels=5, codes=7, depth=3, linear=True
@@ -23,9 +24,7 @@ def video():
 
 @pytest.fixture(scope="module")
 def params(video):
-  rng = np.random.default_rng(1)
-  made = jax.jit(MODEL.init)(jax.random.key(0), video)["params"]
-  return jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), made)
+  return random_weights(MODEL.init, video, scale=0.2)
 
 
 def apply(params, x, method):
@@ -110,7 +109,7 @@ update = jax.jit(lib.update, static_argnums=(4, 5))
 
 
 def state_of(rng, depth=2, codes=6, z=4):
-  count = rng.dirichlet(np.ones(codes), size=depth).astype(np.float32)
+  count = rng.dirichlet(np.full(codes, 20.0), size=depth).astype(np.float32)
   total = rng.normal(size=(depth, codes, z)).astype(np.float32)
   return {"codebook": total / count[..., None], "count": count, "total": total}
 
@@ -151,7 +150,8 @@ def test_codes_that_nothing_uses_begin_again_as_data(rng):
 
 def test_codebooks_begin_as_clusters_of_data(rng):
   centres = rng.normal(size=(40, 4)).astype(np.float32)
-  z = centres[rng.integers(0, 40, size=200)] + 0.05 * rng.normal(size=(200, 4)).astype(np.float32)
+  z = centres[rng.integers(0, 40, size=200)] + 0.05 * rng.normal(size=(200, 4))
+  z = jnp.asarray(z, jnp.float32)
   empty, key = jnp.zeros((2, 12, 4)), jax.random.key(3)
   books = jax.jit(lib.begin)(empty, z, key)
   error = lambda book, x: np.mean((x - book[lib.nearest(book, x)]) ** 2)  # noqa: E731
