@@ -17,7 +17,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     init_from="",
     vqvae="runs/vqvae/export",
     model=dict(
-      width=256, layers=6, heads=4, mlp_width=1024, remat="none", dtype=None,
+      width=256, layers=6, heads=4, mlp_width=1024, patch=(2, 2), remat="none", dtype=None,
     ),
     text=dict(width=256, layers=2, heads=4, length=48, dtype=None),
     text_dropout=0.1,
@@ -45,7 +45,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     sampling=dict(temperature=1.0, top_k=None, top_p=None, guidance=1.0),
     optim=dict(
       name="muon", lr=2e-3, warmup=40, schedule="linear", decay=0.01, clip=1.0, ema_decay=0.99,
-      muon_exclude="embed|norm|patch_in|position|head|prefix_in|table_in",
+      muon_exclude="embed|norm|patch_in|position|head|cell_in|depth_in|table_in",
     ),
     train=dict(
       steps=1000, batch_size=8, accumulate=1, log_every=20, checkpoint_every=200,

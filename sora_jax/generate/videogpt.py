@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from tqdm import tqdm
 
 from sora_jax import config as config_lib
@@ -25,7 +24,7 @@ from sora_jax.evals.features import in_pieces
 from sora_jax.generate.classes import placed
 from sora_jax.interop import hub, native, pipelines, published, wordpieces
 from sora_jax.models.text import Prompts, TextEncoder
-from sora_jax.models.videogpt import Grid, Prior, links, surprisal
+from sora_jax.models.videogpt import Grid, Prior, in_order, on_grid, surprisal
 from sora_jax.models.vqvae import VQVAE, decode_codes, encode_codes
 from sora_jax.parallel import sharding
 from sora_jax.typing import Array, Float, Int, Key, Params, UInt8
@@ -214,7 +213,7 @@ class VideoGPT:
     progress: bool,
   ) -> Int[np.ndarray, "b lt lh lw q"]:
     """Codes of clips: `known` ones, and those that the prior draws after them."""
-    count, frame = min(batch_size, len(prompts)), grid[1] * grid[2]
+    count, (_, rows, columns) = min(batch_size, len(prompts)), self.prior.tokens(grid)
     starts, times = range(0, len(prompts), count), range(known.shape[1], grid[0])
     pieces, ids = self.prompts.in_rows(prompts)
     params, made = self.params, []
@@ -228,22 +227,21 @@ class VideoGPT:
         if sampling.guidance != 1:  # the same clips once more, without their prompts
           here = tuple(np.concatenate([x, np.zeros_like(x)]) for x in here)
         text = read(self.text, params["text"], *here)
-        given = rearrange(known[chosen], "b t h w q -> b (t h w) q")
+        given = in_order(known[chosen], self.prior.patch)
         state = start(self.prior, grid, params["prior"], given, text, here[1])
         for time in times:
-          cells = time * frame + np.arange(frame)
+          tokens = np.arange(time * rows * columns, (time + 1) * rows * columns)
           state = draw(
-            self.prior, grid, sampling, params["prior"], state, text, here[1], keys, cells
+            self.prior, grid, sampling, params["prior"], state, text, here[1], keys, tokens
           )
           jax.block_until_ready(state)
           bar.update()
-        made.append(np.asarray(state.codes)[: len(prompts) - first])
-    t, h, w = grid
-    return rearrange(np.concatenate(made), "b (t h w) q -> b t h w q", t=t, h=h, w=w)
+        made.append(np.asarray(on_grid(state.codes, grid, self.prior.patch)))
+    return np.concatenate(made)[: len(prompts)]
 
 
 class State(NamedTuple):
-  """Between two cells: all codes, 0 where there is none yet; what cells stand for; the cache."""
+  """Between two tokens: all codes, 0 for none yet; what cells stand for; the cache."""
 
   codes: Int[Array, "b n q"]
   z: Float[Array, "b n z"]
@@ -267,15 +265,16 @@ def start(
   text: Float[Array, "r s e"],
   text_ids: Int[Array, "r s"],
 ) -> State:
-  """The state before the first cell that is not known; r is b, or 2 b under guidance."""
+  """The state before the first token that is not known; r is b, or 2 b under guidance."""
   variables = {"params": params}
   fill = [(0, 0), (0, int(np.prod(grid)) - known.shape[1]), (0, 0)]
   z = jnp.pad(jnp.sum(prior.apply(variables, known, method="vectors"), axis=2), fill)
-  cells = jnp.arange(max(1, known.shape[1]))  # the first call makes the cache, if of one cell twice
-  told = prior.apply(variables, z, cells, links(grid), method="told")
+  # The first call makes the cache. If nothing is known it is of the first token, which comes again.
+  tokens = jnp.arange(max(1, known.shape[1] // prior.cells))
+  told = prior.apply(variables, z, tokens, grid, method="told_tokens")
   told = jnp.tile(told, (len(text) // len(known), 1, 1))
   _, new = prior.apply(
-    variables, told, cells, text, text_ids, method="hidden", mutable=["cache"]
+    variables, told, tokens, text, text_ids, method="hidden", mutable=["cache"]
   )  # fmt: skip
   return State(jnp.pad(known, fill), z, new["cache"])
 
@@ -290,33 +289,39 @@ def draw(
   text: Float[Array, "r s e"],
   text_ids: Int[Array, "r s"],
   keys: Key[Array, " b"],
-  cells: Int[Array, " m"],
+  tokens: Int[Array, " m"],
 ) -> State:
-  """Draws the codes of some cells in a row, one cell at a time."""
-  variables, fold = {"params": params}, jax.vmap(jax.random.fold_in, (0, None))
+  """Draws the codes of some tokens in a row: token by token, cell by cell, depth by depth."""
+  run = functools.partial(prior.apply, {"params": params})
+  fold = jax.vmap(jax.random.fold_in, (0, None))
+  twice = lambda x: jnp.tile(x, (len(text) // len(keys), *[1] * (x.ndim - 1)))  # noqa: E731
+  put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
 
-  def one(state: State, cell: Array) -> tuple[State, None]:
-    told = prior.apply(variables, state.z, cell[None], links(grid), method="told")
-    told = jnp.tile(told, (len(text) // len(keys), 1, 1))
+  def token(state: State, at: Array) -> tuple[State, None]:
     hidden, new = prior.apply(
-      variables | {"cache": state.cache}, told, cell[None], text, text_ids, method="hidden",
-      mutable=["cache"],
+      {"params": params, "cache": state.cache},
+      twice(run(state.z, at[None], grid, method="told_tokens")), at[None], text, text_ids,
+      method="hidden", mutable=["cache"],
     )  # fmt: skip
-    z, codes = jnp.zeros_like(state.z[:, 0]), []
-    for depth in range(prior.depth):
-      before = jnp.tile(z, (len(text) // len(keys), 1))[:, None, None]
-      logits = prior.apply(variables, hidden, before, (depth,), method="logits")[:, 0, 0]
-      if sampling.guidance != 1:
-        given, free = jnp.split(logits, 2)
-        logits = free + sampling.guidance * (given - free)
-      code = choose(sampling, logits, fold(fold(keys, cell), depth))
-      z = z + jnp.take(params["codebook"][depth], code, axis=0)
-      codes.append(code)
-    put = jax.lax.dynamic_update_slice_in_dim
-    codes = put(state.codes, jnp.stack(codes, axis=-1)[:, None], cell, axis=1)
-    return State(codes, put(state.z, z[:, None], cell, axis=1), new["cache"]), None
 
-  return jax.lax.scan(one, state, cells)[0]
+    def cell(state: State, at: Array) -> tuple[State, None]:
+      told = twice(run(state.z, at[None], grid, method="told_cells"))
+      features = run(hidden, told, at, method="cell")
+      z, codes = jnp.zeros_like(state.z[:, 0]), []
+      for depth in range(prior.depth):
+        logits = run(features, twice(z)[:, None, None], (depth,), method="logits")[:, 0, 0]
+        if sampling.guidance != 1:
+          given, free = jnp.split(logits, 2)
+          logits = free + sampling.guidance * (given - free)
+        codes.append(choose(sampling, logits, fold(fold(keys, at), depth)))
+        z = z + jnp.take(params["codebook"][depth], codes[-1], axis=0)
+      made = put(state.codes, jnp.stack(codes, axis=-1)[:, None], at)
+      return State(made, put(state.z, z[:, None], at), state.cache), None
+
+    state, _ = jax.lax.scan(cell, state, at * prior.cells + jnp.arange(prior.cells))
+    return state._replace(cache=new["cache"]), None
+
+  return jax.lax.scan(token, state, tokens)[0]
 
 
 def choose(
@@ -349,7 +354,7 @@ def moments(
   """Mean surprisal of each code frame but the first, all clips with one prompt."""
   text, text_ids = (jnp.repeat(x, len(codes), axis=0) for x in (text, text_ids))
   nats = surprisal(prior.apply({"params": params}, codes, text, text_ids), codes)
-  return rearrange(nats, "b (t n) q -> b t (n q)", t=codes.shape[1]).mean(axis=-1)[:, 1:]
+  return jnp.mean(nats, axis=(2, 3, 4))[:, 1:]
 
 
 def holds(name: str | os.PathLike[str]) -> bool:

@@ -81,9 +81,9 @@ class VideoGPTRecipe:
     states = self.text.apply({"params": params["text"]}, batch["pieces"], ids)
     logits = self.prior.apply({"params": params["prior"]}, codes, states, ids)
     nats = surprisal(logits, codes)
-    loss, first = jnp.mean(nats), math.prod(self.prior.grid[1:])
+    loss = jnp.mean(nats)
     parts = {
-      "bits": nats, "first_frame": nats[:, :first], "later_frames": nats[:, first:],
+      "bits": nats, "first_frame": nats[:, :1], "later_frames": nats[:, 1:],
       "first_codes": nats[..., 0],
     }  # fmt: skip
     found = {name: jnp.mean(x) / math.log(2) for name, x in parts.items()}

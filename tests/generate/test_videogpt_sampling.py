@@ -22,7 +22,7 @@ VQ = dict(
 )
 CONFIG = {
   "vqvae": VQ,
-  "videogpt": dict(width=24, layers=2, heads=2, mlp_width=32),
+  "videogpt": dict(width=24, layers=2, heads=2, mlp_width=32, patch=[2, 1]),
   "text": dict(width=16, layers=1, heads=2, length=12),
   "known_words": ["a", "red", "ball", "blue", "cube", "falls"],
   "sampling": dict(
@@ -39,7 +39,14 @@ def folder(tmp_path_factory):
   vqvae = VQVAE(**VQ | dict(blocks=(1, 1), patch=(4, 4, 4)))
   rows, table = wordpieces.table().shape
   text = TextEncoder(**CONFIG["text"], vocabulary=rows, table_width=table)
-  prior = Prior(**CONFIG["videogpt"], text_width=16, codes=6, depth=2, z_channels=4, grid=GRID)
+  prior = Prior(
+    **CONFIG["videogpt"] | dict(patch=(2, 1)),
+    text_width=16,
+    codes=6,
+    depth=2,
+    z_channels=4,
+    grid=GRID,
+  )
   pieces = jnp.ones((1, 12), jnp.int32)
   states, codes = jnp.ones((1, 12, 16)), jnp.zeros((1, *GRID, 2), jnp.int32)
   components = {
@@ -77,19 +84,18 @@ def test_as_without_a_cache(guidance, model):
   states = [
     videogpt.read(model.text, model.params["text"], pieces * keep, ids * keep) for keep in (1, 0)
   ]
-  codes = np.zeros((3, 18, 2), np.int32)
-  for cell, depth in np.ndindex(18, 2):
-    so_far = codes.reshape(3, *GRID, 2)
+  codes = np.zeros((3, *GRID, 2), np.int32)
+  for number, (t, w, h, depth) in enumerate(np.ndindex(3, 3, 2, 2)):  # tokens are two cells high
     given, free = (
-      forward(model.params["prior"], so_far, x, ids * keep)[:, cell, depth]
+      forward(model.params["prior"], codes, x, ids * keep)[:, t, h, w, depth]
       for x, keep in zip(states, (1, 0), strict=True)
     )
     for row in range(3):
       key = jax.random.fold_in(jax.random.key(5), row)
-      key = jax.random.fold_in(jax.random.fold_in(key, cell), depth)
+      key = jax.random.fold_in(jax.random.fold_in(key, number // 2), depth)
       logits = free[row] + guidance * (given[row] - free[row])
-      codes[row, cell, depth] = jax.random.categorical(key, logits)
-  np.testing.assert_array_equal(made.reshape(3, 18, 2), codes)
+      codes[row, t, h, w, depth] = jax.random.categorical(key, logits)
+  np.testing.assert_array_equal(made, codes)
   assert len(np.unique(codes)) == 6
 
 

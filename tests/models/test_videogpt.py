@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax.models.videogpt import Prior, links, surprisal
+from sora_jax.errors import UserError
+from sora_jax.models.videogpt import Prior, in_order, links, on_grid, surprisal
 from tests.conftest import random_weights
 
 MODEL = Prior(
-  width=24, layers=2, heads=2, mlp_width=32, text_width=6, grid=(3, 2, 2), codes=5, depth=3,
-  z_channels=4,
+  width=24, layers=2, heads=2, mlp_width=32, text_width=6, grid=(3, 4, 2), patch=(2, 1), codes=5,
+  depth=3, z_channels=4,
 )  # fmt: skip
 
 
@@ -32,45 +33,52 @@ def inputs():
   rng = np.random.default_rng(2)
   text = jnp.asarray(rng.normal(size=(2, 3, 6)), jnp.float32)
   ids = jnp.asarray([[1, 1, 1], [1, 1, 0]], jnp.int32)
-  return jnp.asarray(rng.integers(0, 5, size=(2, 3, 2, 2, 3)), jnp.int32), text, ids
+  return jnp.asarray(rng.integers(0, 5, size=(2, 3, 4, 2, 3)), jnp.int32), text, ids
 
 
 apply = jax.jit(lambda params, *inputs: MODEL.apply({"params": params}, *inputs))
 
 
-@pytest.mark.parametrize("cell,depth", [(0, 0), (4, 1), (7, 2), (11, 0)])
+def ordered(x):
+  """Of a grid, in the order that codes are drawn in, written out: patches are two cells high."""
+  cells = [x[:, t, 2 * h + p, w] for t, h, w, p in np.ndindex(3, 2, 2, 2)]
+  return jnp.stack(cells, axis=1)
+
+
+@pytest.mark.parametrize("cell,depth", [(0, 0), (8, 1), (9, 2), (14, 2), (23, 0)])
 def test_a_code_depends_on_those_before_it(cell, depth, params, inputs):
   codes, *text = inputs
-  before = apply(params, codes, *text).reshape(2, -1, 5)
-  flat = codes.reshape(2, -1, 3)
-  changed = flat.at[:, cell, depth].set((flat[:, cell, depth] + 1) % 5).reshape(codes.shape)
-  after = apply(params, changed, *text).reshape(2, -1, 5)
+  before = ordered(apply(params, codes, *text)).reshape(2, -1, 5)
+  t, h, w, p = np.unravel_index(cell, (3, 2, 2, 2))
+  at = (slice(None), t, 2 * h + p, w, depth)
+  after = apply(params, codes.at[at].set((codes[at] + 1) % 5), *text)
+  after = ordered(after).reshape(2, -1, 5)
   order = cell * 3 + depth
   np.testing.assert_allclose(after[:, : order + 1], before[:, : order + 1], atol=1e-5)
-  if cell < 11:
-    later = np.abs(after - before)[:, (cell + 1) * 3 :].max(axis=(0, 2))
-    assert (later > 1e-6).all(), "all later cells are told"
-  if depth < 2:
-    assert np.abs(after - before)[:, order + 1].max() > 1e-4
+  changed = np.abs(after - before).max(axis=(0, 2))
+  token = (cell // 2 + 1) * 6
+  assert (changed[token:] > 1e-6).all(), "all later tokens are told"
+  if depth < 2 or p == 0:
+    assert changed[order + 1 : token].max() > 1e-4, "so are the rest of the cell, and of the token"
 
 
 def test_a_beginning_is_like_that_of_the_whole(params, inputs):
   codes, *text = inputs
   np.testing.assert_allclose(
-    apply(params, codes[:, :2], *text), apply(params, codes, *text)[:, :8], atol=1e-5
+    apply(params, codes[:, :2], *text), apply(params, codes, *text)[:, :2], atol=1e-5
   )
 
 
 def test_likelihoods_sum_to_one():
   model = Prior(
-    width=12, layers=1, heads=1, mlp_width=16, text_width=6, grid=(2, 1, 2), codes=2, depth=2,
-    z_channels=3,
+    width=12, layers=1, heads=1, mlp_width=16, text_width=6, grid=(2, 1, 2), patch=(1, 2),
+    codes=2, depth=2, z_channels=3,
   )  # fmt: skip
   params = weights(model)
   codes = jnp.asarray(list(itertools.product(range(2), repeat=8))).reshape(-1, 2, 1, 2, 2)
   text = jnp.zeros((256, 3, 6)), jnp.ones((256, 3), jnp.int32)
   logits = jax.jit(model.apply)({"params": params}, codes, *text)
-  likelihood = jnp.exp(-jnp.sum(surprisal(logits, codes), axis=(1, 2)))
+  likelihood = jnp.exp(-jnp.sum(surprisal(logits, codes), axis=(1, 2, 3, 4)))
   assert np.std(likelihood) > 1e-3
   assert jnp.sum(likelihood) == pytest.approx(1, abs=1e-4)
 
@@ -89,33 +97,45 @@ def test_words_are_read_and_padding_is_not(params, inputs):
   )
 
 
-def test_links_by_hand():
-  grid = (2, 3, 4)
-  table = links(grid).reshape(*grid, 3)
-  number = np.arange(24).reshape(grid)
+@pytest.mark.parametrize("patch", [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_links_by_hand(patch):
+  grid = (2, 4, 6)
+  numbers = np.arange(48)
+  number = on_grid(numbers[None], grid, patch)[0]
+  np.testing.assert_array_equal(in_order(number[None, ..., None], patch)[0, :, 0], numbers)
+  table = links(grid, patch)
   for t, h, w in np.ndindex(grid):
+    left = number[t, h, w - 1] if w else -1
     above = number[t, h - 1, w] if h else -1
     before = number[t - 1, h, w] if t else -1
-    assert table[t, h, w].tolist() == [number[t, h, w] - 1, above, before]
+    assert table[number[t, h, w]].tolist() == [left, above, before]
+    assert max(left, above, before) < number[t, h, w]
+  first = (slice(patch[0]), slice(patch[1]))
+  assert set(number[0][first].ravel()) == set(range(patch[0] * patch[1]))
+
+
+def test_patches_must_divide_the_grid():
+  with pytest.raises(UserError, match="2x1 do not divide grids of 3x3"):
+    MODEL.tokens((1, 3, 3))
 
 
 @jax.jit
-def hidden(params, told, cells, text, ids, cache):
-  """The transformer at some cells, and the cache after them."""
+def hidden(params, told, tokens, text, ids, cache):
+  """The transformer at some tokens, and the cache after them."""
   return MODEL.apply(
-    {"params": params, **cache}, told, cells, text, ids, method="hidden", mutable=["cache"]
+    {"params": params, **cache}, told, tokens, text, ids, method="hidden", mutable=["cache"]
   )
 
 
 def test_the_cache_changes_nothing(params, inputs):
   codes, text, ids = inputs
-  z = params["codebook"][jnp.arange(3), codes.reshape(2, 12, 3)].sum(axis=2)
-  cells = jnp.arange(12)
-  told = MODEL.apply({"params": params}, z, cells, links(MODEL.grid), method="told")
-  whole = MODEL.apply({"params": params}, told, cells, text, ids, method="hidden")
+  order = in_order(codes, MODEL.patch)
+  z, tokens = params["codebook"][jnp.arange(3), order].sum(axis=2), jnp.arange(12)
+  told = MODEL.apply({"params": params}, z, tokens, MODEL.grid, method="told_tokens")
+  whole = MODEL.apply({"params": params}, told, tokens, text, ids, method="hidden")
   made, cache = [], {}
   for first, last in ((0, 5), *((i, i + 1) for i in range(5, 12))):
-    piece, cache = hidden(params, told[:, first:last], cells[first:last], text, ids, cache)
+    piece, cache = hidden(params, told[:, first:last], tokens[first:last], text, ids, cache)
     text = text + 1.0  # a prompt is read once: what it is later changes nothing
     made.append(piece)
   np.testing.assert_allclose(jnp.concatenate(made, axis=1), whole, rtol=1e-4, atol=1e-5)
