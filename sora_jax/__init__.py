@@ -14,15 +14,17 @@ if TYPE_CHECKING:
   from sora_jax.generate.classes import ClassModel
   from sora_jax.generate.load import load
   from sora_jax.generate.model import VideoModel
+  from sora_jax.generate.videogpt import VideoGPT
 
 _PUBLIC = {
   "load": "sora_jax.generate.load",
   "ClassModel": "sora_jax.generate.classes",
+  "VideoGPT": "sora_jax.generate.videogpt",
   "VideoModel": "sora_jax.generate.model",
   "UserError": "sora_jax.errors",
 }
 
-__all__ = ["ClassModel", "UserError", "VideoModel", "load"]
+__all__ = ["ClassModel", "UserError", "VideoGPT", "VideoModel", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,18 @@ def rng() -> np.random.Generator:
   return np.random.default_rng(0)
 
 
+def random_weights(init, *inputs, scale=0.3, seed=0):
+  """Random parameters of a module, none of them 0; nothing is compiled for it."""
+  draw = np.random.default_rng(seed)
+
+  def one(path, leaf):
+    centre = float(str(path[-1].key) == "scale")
+    return jax.numpy.asarray(centre + scale * draw.normal(size=leaf.shape), leaf.dtype)
+
+  shapes = jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
+  return jax.tree_util.tree_map_with_path(one, shapes)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
   """A suite that skips is a suite that does not test: more than `MAX_SKIPS` is a failure."""

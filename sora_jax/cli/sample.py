@@ -37,6 +37,8 @@ EXAMPLES = """examples:
       --lora runs/wan/export:0.8 --out cake.mp4
   sora-jax sample "golden retriever; tabby; 207" --checkpoint path/to/DiT-XL-2-256 \
       --out animals.png
+  sora-jax sample "a red ball rolls to the left" --checkpoint runs/videogpt/export \
+      --temperature 0.9 --out ball.mp4
 
 With a model of images of classes, PROMPT is the name or the number of a class, or several,
 separated by semicolons.
@@ -48,6 +50,12 @@ VIDEO_ONLY: dict[str, Any] = dict(
   strength=None, fit="crop", paste=False, negative="", size=None, frames=None, fps=None, mesh=None,
   lora=[], cache=None, curve=None,
 )  # fmt: skip
+
+# What only a VideoGPT can use, which draws codes; and what it cannot use.
+CODES_ONLY: dict[str, Any] = dict(temperature=None, top_k=None, top_p=None)
+NOT_CODES = {name: x for name, x in VIDEO_ONLY.items() if name not in ("size", "frames")} | dict(
+  steps=None, sampler=None, shift=None
+)
 
 
 def add_parser(verbs: Any) -> None:
@@ -116,6 +124,13 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--fps", type=float, metavar="N", help="frames per second")
   parser.add_argument("--steps", type=int, metavar="N", help="solver steps")
   parser.add_argument("--guidance", type=float, metavar="X", help="pull of the prompt, 1 = none")
+  parser.add_argument(
+    "--temperature", type=float, metavar="X", help="VideoGPT: of the codes drawn, 0 = likeliest"
+  )
+  parser.add_argument("--top-k", type=int, metavar="N", help="VideoGPT: draw among the N likeliest")
+  parser.add_argument(
+    "--top-p", type=float, metavar="X", help="VideoGPT: draw among those of this probability in all"
+  )
   parser.add_argument("--sampler", metavar="NAME", help="euler, heun, dpm++ or unipc; ddpm or ddim")
   parser.add_argument("--shift", type=float, metavar="X", help="more of the steps at high noise")
   parser.add_argument(
@@ -215,15 +230,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   """
   inputs, told = _check(args)
 
-  from sora_jax.data import video
   from sora_jax.diffusion.conditioning import TIME_STRIDE
-  from sora_jax.generate import classes
+  from sora_jax.generate import classes, videogpt
   from sora_jax.generate import model as generate
   from sora_jax.generate.calibrate import with_curve
 
   generate.enable_compilation_cache()
   if classes.holds(args.checkpoint):
     return _images(args)
+  if videogpt.holds(args.checkpoint):
+    return _from_codes(args)
+  _refuse(args, CODES_ONLY, "draws no codes")
   model = generate.load(args.checkpoint, args.mesh, args.dtype)
   for file, weight in args.lora:
     model = model.adapted(file, weight)
@@ -251,9 +268,41 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   )  # fmt: skip
   if args.paste and canvas is not None:
     frames = canvas.paste(frames[None])[0]
-  video.write(args.out, frames, fps)
-  print(f"{args.out}: {len(frames)} frames of {frames.shape[1]}x{frames.shape[2]}", file=sys.stderr)
-  return {"out": args.out, "frames": len(frames), "size": list(frames.shape[1:3])}
+  return _written(args.out, frames, fps)
+
+
+def _refuse(args: argparse.Namespace, options: dict[str, Any], why: str) -> None:
+  """Raises UserError: an option was given that this model cannot use."""
+  for name, default in options.items():
+    if getattr(args, name) != default:
+      option = name.replace("_", "-")
+      raise UserError(f"{args.checkpoint} {why}: it cannot use --{option}.")
+
+
+def _from_codes(args: argparse.Namespace) -> dict[str, Any]:
+  """Makes a video by VideoGPT and writes it.
+
+  Raises:
+    UserError: an argument that it cannot use, or no prompt.
+  """
+  from sora_jax.generate import videogpt
+
+  _refuse(args, NOT_CODES, "is a VideoGPT")
+  model = videogpt.load(args.checkpoint, args.dtype)
+  frames = model.sample(
+    args.prompt, seed=args.seed, frames=args.frames, size=args.size, progress=True,
+    guidance=args.guidance, **{name: getattr(args, name) for name in CODES_ONLY},
+  )  # fmt: skip
+  return _written(args.out, frames, model.config["sampling"]["fps"])
+
+
+def _written(out: str, frames: Any, fps: float) -> dict[str, Any]:
+  """Writes a video and says so."""
+  from sora_jax.data import video
+
+  video.write(out, frames, fps)
+  print(f"{out}: {len(frames)} frames of {frames.shape[1]}x{frames.shape[2]}", file=sys.stderr)
+  return {"out": out, "frames": len(frames), "size": list(frames.shape[1:3])}
 
 
 def _images(args: argparse.Namespace) -> dict[str, Any]:
@@ -266,9 +315,7 @@ def _images(args: argparse.Namespace) -> dict[str, Any]:
   from sora_jax.data import images, video
   from sora_jax.generate import classes
 
-  for name, default in VIDEO_ONLY.items():
-    if getattr(args, name) != default:
-      raise UserError(f"{args.checkpoint} makes images of classes: it cannot use --{name}.")
+  _refuse(args, VIDEO_ONLY | CODES_ONLY, "makes images of classes")
   if Path(args.out).suffix.lower() != ".png":
     raise UserError(f"{args.checkpoint} makes images of classes: --out must be a .png file.")
   words = [word.strip() for word in args.prompt.split(";")]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +72,44 @@ def cache(
   if frames % vae.time_stride != (0 if loop else 1 % vae.time_stride):
     kind = f"A loop has {vae.time_stride}k" if loop else f"A clip has {vae.time_stride}k+1"
     raise UserError(f"{kind} frames, not {frames}.")
+
+  def parts() -> Iterator[bytes | memoryview]:
+    yield repr(vae).encode()
+    yield from weights({name: x for name, x in params.items() if name in ENCODER})
+    yield from reader.identity() if reader else ()
+
+  def records() -> Iterator[dict[str, Any]]:
+    batches, count = windows(settings, batch_size), -(-clips // batch_size)
+    return encode(batches, vae, params, count, _draws(settings), loop, reader)
+
+  return stored(folder, settings, parts(), records)
+
+
+def stored(
+  folder: Path,
+  settings: Mapping[str, Any],
+  parts: Iterable[bytes | memoryview],
+  records: Callable[[], Iterator[dict[str, Any]]],
+) -> RecordSource:
+  """Opens what is stored of these settings under `folder`, making it first if it is not there.
+
+  Its `info` holds the settings, and under `words` all words of the captions.
+
+  Args:
+    parts: what else the records depend on. records: makes them.
+
+  Raises:
+    UserError: the records cannot be made, or the disk is full.
+  """
   key = _key(settings)
-  key.update(repr(vae).encode())
-  encoder = {name: x for name, x in params.items() if name in ENCODER}
-  for name, leaf in jax.tree.leaves_with_path(encoder):
-    key.update(jax.tree_util.keystr(name).encode() + np.asarray(leaf).tobytes())
-  for part in reader.identity() if reader else ():
+  for part in parts:
     key.update(part)
   path = Path(folder) / key.hexdigest()[:16]
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    batches = windows(settings, batch_size)
     info = json.loads(json.dumps(settings, default=_plain)) | {"words": []}
-    records = encode(batches, vae, params, -(-clips // batch_size), _draws(settings), loop, reader)
     try:
-      write_records(path, _note_words(records, info["words"]), info)
+      write_records(path, _note_words(records(), info["words"]), info)
     except UserError:
       if not path.exists():  # a run beside this one may have been faster
         raise
@@ -94,10 +117,10 @@ def cache(
 
 
 def windows(settings: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
-  """The clips that `cache` encodes, in their order and without an end.
+  """The clips that caches of these settings encode, in their order and without an end.
 
   Args:
-    settings: its `sources`, `clips`, `frames`, `size`, `fps`, `seed` and `loop`.
+    settings: all that a cache is told of its clips: `sources`, `frames`, `size`, `fps`, `seed`...
 
   Raises:
     UserError: the sources cannot be read.
@@ -115,6 +138,12 @@ def _key(settings: Mapping[str, Any]) -> Any:
 def _draws(settings: Mapping[str, Any]) -> int:
   """The seed of the windows: clips of another shape are other clips."""
   return int(_key(settings).hexdigest()[:8], 16)
+
+
+def weights(params: Params) -> Iterator[bytes]:
+  """All that parameters are, for a hash."""
+  for name, leaf in jax.tree.leaves_with_path(params):
+    yield jax.tree_util.keystr(name).encode() + np.asarray(leaf).tobytes()
 
 
 def encode(

@@ -39,8 +39,8 @@ def pixels(patch: Patch) -> Encode:
   return lambda clips: np.asarray(tubelets(jnp.asarray(to_float(clips)), patch)[0])
 
 
-def in_pieces(function: Callable[[Any], Any], clips: UInt8[np.ndarray, "b ... 3"]) -> np.ndarray:
-  """`function` of all clips or images, `PIECE` at a time: one program serves any number of them."""
+def in_pieces(function: Callable[[Any], Any], clips: np.ndarray) -> np.ndarray:
+  """`function` of all clips, images or codes, `PIECE` at a time: one program for any number."""
   parts = []
   for start in range(0, len(clips), PIECE):
     piece = clips[start : start + PIECE]

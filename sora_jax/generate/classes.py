@@ -246,7 +246,7 @@ def load(name: str | os.PathLike[str], dtype: Any = None) -> ClassModel:
   return ClassModel(
     dit=published.built(ClassDiT, config["transformer"], **compute),
     vae=vae,
-    params=_placed({"vae": vae_params, **native.read_component(folder, "transformer")}),
+    params=placed({"vae": vae_params, **native.read_component(folder, "transformer")}),
     classes=tuple(config["classes"]),
     chain=ddpm.Chain.linear(**config["process"]),
     sampling=config_lib.build(Sampling, config["sampling"]),
@@ -272,15 +272,15 @@ def from_pipeline(
   return ClassModel(
     dit=dit,
     vae=vae,
-    params=_placed(params),
+    params=placed(params),
     classes=dit_pipeline.class_names(index, dit.classes),
     chain=ddpm.Chain.linear(**dit_pipeline.process(scheduler)),
     sampling=Sampling(**dit_pipeline.sampling(scheduler)),
   )
 
 
-def _placed(params: Params) -> Params:
-  """Images are many and small: weights are copied to the devices, and images divided."""
+def placed(params: Params) -> Params:
+  """Images and short clips are many and small: weights are copied to devices, these divided."""
   mesh = sharding.make_mesh(devices=jax.local_devices())
   return jax.device_put(params, sharding.param_shardings(params, mesh))
 

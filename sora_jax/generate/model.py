@@ -233,17 +233,8 @@ class VideoModel:
     texts = [text for story in stories for text in story.prompts]
     told = texts if canvas is None or canvas.loop else [text for text in texts if text]
     self.prompts.check([*told, negative] if negative else told)
-    self._warn_of_unknown_words(texts)
+    self.prompts.warn_of_unknown_words(texts)
     return stories
-
-  def _warn_of_unknown_words(self, texts: Sequence[str]) -> None:
-    unknown = dict.fromkeys(w for text in texts for w in self.prompts.unknown_words(text))
-    if unknown:
-      print(
-        f"warning: the model was trained without the words {', '.join(unknown)}; it can only "
-        "guess at them",
-        file=sys.stderr,
-      )
 
 
 def enable_compilation_cache() -> None:

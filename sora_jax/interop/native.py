@@ -30,6 +30,7 @@ from sora_jax.interop.names import flatten, unflatten
 from sora_jax.interop.shards import Weights, header
 from sora_jax.models.vae import VideoVAE
 from sora_jax.models.vjepa import VJEPA
+from sora_jax.models.vqvae import VQVAE
 from sora_jax.typing import Params
 
 
@@ -117,6 +118,22 @@ def load_vjepa(name: str | os.PathLike[str]) -> tuple[VJEPA, Params]:
   model = published.built(VJEPA, config["vjepa"])
   params = jax.tree.map(jnp.asarray, read_component(folder, "vjepa"))
   return model, {"target": params["encoder"]} | params
+
+
+def load_vqvae(name: str | os.PathLike[str]) -> tuple[VQVAE, Params]:
+  """The discrete autoencoder of a checkpoint, which need not hold anything else.
+
+  Raises:
+    UserError: there is no such checkpoint, or it has no discrete autoencoder.
+  """
+  folder = find(name)
+  config = read_config(folder)
+  if "vqvae" not in config:
+    raise UserError(
+      f"The checkpoint {folder} has no discrete autoencoder; give one that recipe vqvae exported."
+    )
+  model = published.built(VQVAE, config["vqvae"])
+  return model, jax.tree.map(jnp.asarray, read_component(folder, "vqvae"))
 
 
 def load_params(name: str | os.PathLike[str], component: str, like: Params) -> Params:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sora_jax.models import lora
+from sora_jax.models.conv import streaming
 from sora_jax.models.patch import rotate
 from sora_jax.parallel.attention import attend
 from sora_jax.parallel.sharding import constrain, gather
@@ -106,6 +107,10 @@ class Attention(nn.Module):
   `source` and its ids make it cross-attention; `angles` switch on rotary embeddings, `paired` as in
   `rotate`; `kernel` is one of `parallel.attention.KERNELS`, or "auto", and `ulysses` as in its
   `attend`.
+
+  With `kept` and the collection `cache` mutable, tokens may come piece by piece: keys and values of
+  so many are kept there, each at the place that its `block` says, which must grow by one from token
+  to token and be alike in all rows. Those of a `source` are kept as they first are.
   """
 
   width: int
@@ -116,6 +121,7 @@ class Attention(nn.Module):
   ulysses: int = 0
   qk_norm: bool = True
   paired: bool = True
+  kept: int = 0
 
   @nn.compact
   def __call__(
@@ -129,19 +135,36 @@ class Attention(nn.Module):
   ) -> Float[Array, "b n d"]:
     cross = source is not None
     source = x if source is None else source
-    source_ids = ids if source_ids is None else source_ids
+    source_ids, kv_block = ids if source_ids is None else source_ids, block
     dense = lambda name: Dense(self.width, dtype=self.dtype, name=name)  # noqa: E731
-    q, k, v = dense("q")(x), dense("k")(source), dense("v")(source)
-    if self.qk_norm:
-      q, k = RMSNorm(self.eps, name="q_norm")(q), RMSNorm(self.eps, name="k_norm")(k)
-    if angles is not None:
-      q, k = rotate(q, angles, self.paired), rotate(k, angles, self.paired)
+    norm = lambda name, y: RMSNorm(self.eps, name=name)(y) if self.qk_norm else y  # noqa: E731
+    turn = lambda y: y if angles is None else rotate(y, angles, self.paired)  # noqa: E731
+    cached = self.kept and streaming(self)
+    q = turn(norm("q_norm", dense("q")(x)))
+    if cached and cross and self.has_variable("cache", "past"):
+      k, v = self.get_variable("cache", "past")
+    else:
+      k, v = turn(norm("k_norm", dense("k")(source))), dense("v")(source)
+      if cached:
+        k, v = self._keep(k, v, 0 if cross or block is None else block[0, 0])
+    if cached and not cross:
+      source_ids, kv_block = (jnp.broadcast_to(y, k.shape[:2]) for y in (1, jnp.arange(self.kept)))
     q, k, v = (constrain(y, "hidden") for y in (q, k, v))
     out = attend(
-      q, k, v, ids, source_ids, block, block,
+      q, k, v, ids, source_ids, block, kv_block,
       heads=self.heads, kernel=self.kernel, ulysses=self.ulysses, cross=cross,
     )  # fmt: skip
     return dense("out")(out)
+
+  def _keep(self, k: Array, v: Array, at: ArrayLike) -> tuple[Array, Array]:
+    """All keys and values so far, and zeros in the place of later ones."""
+    past = (jnp.zeros((len(k), self.kept, k.shape[-1]), k.dtype),) * 2
+    if self.has_variable("cache", "past"):
+      past = self.get_variable("cache", "past")
+    put = lambda kept, new: jax.lax.dynamic_update_slice_in_dim(kept, new, at, axis=1)  # noqa: E731
+    past = put(past[0], k), put(past[1], v)
+    self.put_variable("cache", "past", past)
+    return past
 
 
 def kernels_in(dtype: Any, params: Params) -> Params:

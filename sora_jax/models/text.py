@@ -15,6 +15,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from tokenizers import Tokenizer
 
 from sora_jax.errors import UserError
@@ -145,6 +146,15 @@ class Prompts:
       out.append(ids + [NOTHING] * (self.length - len(ids) if self.padded else 0))
     return out
 
+  def in_rows(
+    self, prompts: Sequence[str]
+  ) -> tuple[Int[np.ndarray, "b s"], Int[np.ndarray, "b s"]]:
+    """Word pieces and ids of prompts, one in each row, filled up to `length`."""
+    pieces, ids = np.zeros((2, len(prompts), self.length), np.int32)
+    for row, here in enumerate(self(prompts)):
+      pieces[row, : len(here)], ids[row, : len(here)] = here, 1
+    return pieces, ids
+
   def _too_long(self, prompt: str, count: int) -> None:
     excess = f"{count} word pieces but the model reads {self.length}"
     if not self.cut:
@@ -158,6 +168,15 @@ class Prompts:
     if not self.known_words:
       return []
     return [w for w in dict.fromkeys(words(prompt)) if w not in self.known_words]
+
+  def warn_of_unknown_words(self, prompts: Iterable[str]) -> None:
+    """Says on stderr which words of the prompts no training caption used."""
+    if unknown := dict.fromkeys(w for prompt in prompts for w in self.unknown_words(prompt)):
+      print(
+        f"warning: the model was trained without the words {', '.join(unknown)}; it can only "
+        "guess at them",
+        file=sys.stderr,
+      )
 
 
 def words(text: str) -> list[str]:

@@ -144,8 +144,8 @@ class VideoVAE(nn.Module):
 
   def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """(lt, lh, lw) of a whole video. Raises UserError for a size the autoencoder cannot take."""
-    _check_frames(frames, self.time_stride)
-    _check_size(height, width, self.space_stride)
+    check_frames(frames, self.time_stride)
+    check_size(height, width, self.space_stride)
     lt = 1 + (frames - 1) // self.time_stride
     return lt, height // self.space_stride, width // self.space_stride
 
@@ -157,8 +157,8 @@ class VideoVAE(nn.Module):
       first: False if `video` continues the clip whose features are in the collection `cache`.
     """
     b, t, h, w, _ = video.shape
-    _check_frames(t if first else t + 1, self.time_stride)
-    _check_size(h, w, self.space_stride)
+    check_frames(t if first else t + 1, self.time_stride)
+    check_size(h, w, self.space_stride)
     grid = (b, t, h // self.space_stride, w // self.space_stride, self.z_channels)
     video = constrain(video, "video", grid)
     linear = jnp.zeros(())
@@ -197,7 +197,8 @@ def _quiet(key, shape, dtype=jnp.float32):
   return jnp.concatenate([jnp.zeros(shape[0] // 2, dtype), jnp.full(shape[0] // 2, -4.0, dtype)])
 
 
-def _check_frames(frames: int, stride: int) -> None:
+def check_frames(frames: int, stride: int) -> None:
+  """Raises UserError: an autoencoder that packs `stride` frames cannot take so many."""
   if frames < 1 or frames % stride != 1 % stride:
     below = max(1, (frames - 1) // stride * stride + 1)
     raise UserError(
@@ -206,7 +207,8 @@ def _check_frames(frames: int, stride: int) -> None:
     )
 
 
-def _check_size(height: int, width: int, stride: int) -> None:
+def check_size(height: int, width: int, stride: int) -> None:
+  """Raises UserError: an autoencoder of cells of `stride` pixels cannot take this size."""
   if height < stride or width < stride or height % stride or width % stride:
     nearest = "x".join(str(max(1, round(n / stride)) * stride) for n in (height, width))
     raise UserError(

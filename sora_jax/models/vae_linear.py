@@ -57,8 +57,14 @@ def _pixels(patches: Array, time: int, space: int) -> Video:
   return rearrange(patches, f"{_PATCHES} -> {_PIXELS}", p=time, q=space, r=space)
 
 
-def fit(components: PatchComponents, video: Float[np.ndarray, "b t h w c"]) -> Params:
+def fit(
+  components: PatchComponents, video: Float[np.ndarray, "b t h w c"], whiten: float = 0.5
+) -> Params:
   """The parameters that reconstruct these clips best in the mean square.
+
+  Args:
+    whiten: 1 gives all components the same variance, 0 leaves them as they are: then distances
+      between latents are those between pixels.
 
   Raises:
     UserError: the clips are too short to have a patch after their first frame.
@@ -70,7 +76,7 @@ def fit(components: PatchComponents, video: Float[np.ndarray, "b t h w c"]) -> P
     )
   z, time, space = components.z_channels, components.time, components.space
   frames = _patches(video[:, :1], 1, space)
-  first, rest = _fit(frames, z), _fit(_patches(video[:, 1:], time, space), z)
+  first, rest = (_fit(x, z, whiten) for x in (frames, _patches(video[:, 1:], time, space)))
   still = _patches(np.repeat(video[:, :1], time, axis=1), time, space)
   turn = _rotation(_dense(first["in"], frames), _dense(rest["in"], still))
   first["in"] = {name: x @ turn for name, x in first["in"].items()}
@@ -94,8 +100,8 @@ def _dense(layer: Params, x: np.ndarray) -> np.ndarray:
   return x @ layer["kernel"] + layer["bias"]
 
 
-def _fit(patches: Float[np.ndarray, "b t h w d"], z: int) -> dict[str, Params]:
-  """Components, half-way whitened and mixed so that no channel is loud and none faint.
+def _fit(patches: Float[np.ndarray, "b t h w d"], z: int, whiten: float) -> dict[str, Params]:
+  """Components, by default half-way whitened, mixed so that no channel is loud and none faint.
 
   Whitened fully, a diffusion model would spend as much on the last component as on the first; not
   at all, and the last would drown in the least noise.
@@ -104,7 +110,8 @@ def _fit(patches: Float[np.ndarray, "b t h w d"], z: int) -> dict[str, Params]:
   mean = x.mean(axis=0)
   values, vectors = np.linalg.eigh(np.cov((x - mean).T))
   values, vectors = np.maximum(values[::-1][:z], 1e-8), vectors[:, ::-1][:, :z]  # grey has none
-  scale = values**-0.25 / np.sqrt(np.mean(values**0.5))  # the latents' mean square is 1
+  power = values ** (1 - whiten)
+  scale = np.sqrt(power / values / np.mean(power))  # the latents' mean square is 1
   mix = hadamard(z) / np.sqrt(z) if z & (z - 1) == 0 else np.eye(z)
   inward, outward = vectors * scale @ mix, (vectors / scale @ mix).T
   layers = {"in": (inward, -mean @ inward), "out": (outward, mean)}

@@ -41,13 +41,13 @@ class Recipe(Protocol):
   """What `sora_jax.train.<recipe>.build(config)` returns.
 
   It may also have `trainable` (regex of parameter paths; default: all), `sequence` (whether samples
-  are sequences that the mesh axis `context` can split; default: False), `after(params, updates)` ->
-  params, pure, which follows each update and changes what is not trained (`updates`: how many came
-  before), `validation`, which is like `dataset` but of samples that are not trained on,
-  `preview(params, key)` -> {name: uint8 video} and `export(params, workdir)`, which is called at
-  each checkpoint and at the end. The last two are given the averaged weights, and called in process
-  0 only. `read(key)` is called instead of `init` where `config.init_from` is set, and by nobody who
-  only asks for shapes.
+  are sequences that the mesh axis `context` can split; default: False), `after(params, updates,
+  outputs)` -> params, pure, which follows each update and changes what is not trained (`updates`:
+  how many came before; `outputs`: what the loss handed on, see `step.OUTPUTS`), `validation`, which
+  is like `dataset` but of samples that are not trained on, `preview(params, key)` -> {name: uint8
+  video} and `export(params, workdir)`, which is called at each checkpoint and at the end. The last
+  two are given the averaged weights, and called in process 0 only. `read(key)` is called instead of
+  `init` where `config.init_from` is set, and by nobody who only asks for shapes.
   """
 
   def init(self, key: PRNGKey) -> Params:
@@ -56,7 +56,7 @@ class Recipe(Protocol):
   def loss(
     self, params: Params, batch: Any, key: PRNGKey, step: Array
   ) -> tuple[Array, dict[str, Array]]:
-    """A mean over the batch, and metrics that are means too. Pure."""
+    """A mean over the batch, and metrics that are means too (and `step.OUTPUTS`). Pure."""
 
   def dataset(self, shard_index: int, shard_count: int) -> DataIterator:
     """Endless batches, of which this process reads a shard (`data.shards`); "id" names samples."""
@@ -171,7 +171,7 @@ def build_recipe(config: ConfigDict) -> Recipe:
   except ModuleNotFoundError as e:
     if e.name != name:
       raise
-    known = "vae, t2v, dit, vjepa and oracle"
+    known = "vae, t2v, dit, vjepa, vqvae, videogpt and oracle"
     raise UserError(f"There is no recipe {config.recipe!r}; there are {known}.") from None
   return module.build(config)
 

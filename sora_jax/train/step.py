@@ -14,8 +14,14 @@ from sora_jax.train import optim
 from sora_jax.train.state import TrainState
 from sora_jax.typing import Array, Params, PRNGKey
 
-Loss = Callable[[Params, Any, PRNGKey, Array], tuple[Array, dict[str, Array]]]
-After = Callable[[Params, Array], Params]
+Loss = Callable[[Params, Any, PRNGKey, Array], tuple[Array, dict[str, Any]]]
+After = Callable[[Params, Array, Any], Params]
+
+# What a loss puts under this name beside its means is none: arrays with a row for each of the
+# batch's, which `after` is given. What follows a batch, such as a codebook, needs to see all of it,
+# however it was divided, and its mean is not always enough: a code that nothing uses begins again
+# as one of the vectors.
+OUTPUTS = "outputs"
 
 
 def train_step(
@@ -28,19 +34,21 @@ def train_step(
     batch: a pytree of arrays with a common leading axis.
     loss: (params, batch, key, step) -> (mean loss, other means); see `program.Recipe`.
     accumulate: micro-batches, dividing the leading axis.
-    after: (params, updates before this one) -> params; what it changes is not trained.
+    after: (params, updates before this one, `OUTPUTS` of the loss or None) -> params; what it
+      changes is not trained.
 
   Returns:
     The next state, and scalars: the loss' own, `loss`, `grad_norm`, `lr` and `bad_streak`.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-  def objective(params: Params, batch: Any, key: PRNGKey) -> tuple[Array, dict[str, Array]]:
+  def objective(params: Params, batch: Any, key: PRNGKey) -> tuple[Array, Any]:
     value, extra = loss(optim.merge(params, state.others), batch, key, state.step)
-    return value, {"loss": value, **extra}
+    values, outputs = _apart(extra)
+    return value, ({"loss": value, **values}, outputs)
 
   # Of the trained weights alone: no gradient of a frozen one is computed.
-  grads, values = mean_gradient(objective, state.params, batch, key, accumulate)
+  grads, values, outputs = mean_gradient(objective, state.params, batch, key, accumulate)
   norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm) & jnp.isfinite(values["loss"])
 
@@ -49,7 +57,7 @@ def train_step(
   ema = optimizer.ema(state.ema, params, state.updates)
   learned = {"params": params, "ema": ema, "opt_state": opt_state}
   if after is not None:
-    moved = after(optim.merge(params, state.others), state.updates)
+    moved = after(optim.merge(params, state.others), state.updates, outputs)
     _, learned["followers"] = optimizer.split(moved)
   before = {name: getattr(state, name) for name in learned}
   learned = jax.tree.map(functools.partial(jnp.where, finite), learned, before)
@@ -72,28 +80,40 @@ def validation_step(
   """The loss of a held-out batch, and what else it says: with the same noise each time."""
   key = jax.random.fold_in(jax.random.key(seed), number)
   value, extra = loss(params, batch, key, jnp.zeros((), jnp.int32))
-  return {"loss": value, **extra}
+  return {"loss": value, **_apart(extra)[0]}
+
+
+def _apart(extra: dict[str, Any]) -> tuple[dict[str, Array], Any]:
+  """The means beside a loss, and its `OUTPUTS`."""
+  return {name: x for name, x in extra.items() if name != OUTPUTS}, extra.get(OUTPUTS)
 
 
 def mean_gradient(
   objective: Callable[..., Any], params: Params, batch: Any, key: PRNGKey, accumulate: int
-) -> tuple[Params, dict[str, Array]]:
-  """Gradient and metrics of `objective`, averaged over micro-batches taken one at a time."""
+) -> tuple[Params, dict[str, Array], Any]:
+  """Gradient and metrics of `objective`, averaged over micro-batches taken one at a time.
+
+  The last is its outputs, whose rows are in the batch's order.
+  """
   gradient = jax.grad(objective, has_aux=True)
   if accumulate == 1:
-    return gradient(params, batch, key)
+    grads, (values, outputs) = gradient(params, batch, key)
+    return grads, values, outputs
 
   def cut(x: Array) -> Array:
     # Each micro-batch takes a strided share, so every device's rows stay on that device.
     return jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
 
-  def add(total: Any, inputs: tuple[Any, Array]) -> tuple[Any, None]:
+  def join(x: Array) -> Array:
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+  def add(total: Any, inputs: tuple[Any, Array]) -> tuple[Any, Any]:
     rows, i = inputs
-    result = gradient(params, rows, jax.random.fold_in(key, i))
-    return jax.tree.map(lambda t, r: t + r / accumulate, total, result), None
+    grads, (values, outputs) = gradient(params, rows, jax.random.fold_in(key, i))
+    return jax.tree.map(lambda t, r: t + r / accumulate, total, (grads, values)), outputs
 
   micro = jax.tree.map(cut, batch)
-  shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro), key)
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-  total, _ = jax.lax.scan(add, zeros, (micro, jnp.arange(accumulate)))
-  return total
+  grads, (values, _) = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro), key)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grads, values))
+  total, outputs = jax.lax.scan(add, zeros, (micro, jnp.arange(accumulate)))
+  return *total, jax.tree.map(join, outputs)

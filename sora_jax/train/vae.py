@@ -84,12 +84,9 @@ class VAERecipe:
   @functools.cached_property
   def principal(self) -> Params:
     """The principal components of the first few hundred training clips."""
-    data = self.dataset(0, 1)
-    count = -(-PRINCIPAL_CLIPS // self.config.train.batch_size)
-    clips = np.concatenate([next(data)["video"] for _ in range(count)])
     v = self.vae
     components = PatchComponents(v.z_channels, v.time_stride, v.space_stride, v.channels)
-    return fit(components, np.asarray(to_float(clips)))
+    return principal(components, self.dataset(0, 1))
 
   def loss(
     self, params: Params, batch: Any, key: PRNGKey, step: Array
@@ -203,6 +200,14 @@ class VAERecipe:
       for _ in range(batches)
     ])  # fmt: skip
     return latents.mean(0).tolist(), latents.std(0).tolist()
+
+
+def principal(components: PatchComponents, data: Iterator[Any], whiten: float = 0.5) -> Params:
+  """The principal components of the first `PRINCIPAL_CLIPS` of batches; see `vae_linear.fit`."""
+  clips: list[np.ndarray] = []
+  while len(clips) < PRINCIPAL_CLIPS:
+    clips.extend(next(data)["video"])
+  return fit(components, np.asarray(to_float(np.stack(clips))), whiten)
 
 
 def halve(x: Array) -> Array:

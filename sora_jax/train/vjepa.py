@@ -88,7 +88,7 @@ class VJEPARecipe:
     errors = jnp.mean(rearrange(gap, "(b k) -> b k", k=self.kinds), axis=0)
     return jnp.mean(errors), dict(zip(sorted(self.masks.kinds), errors, strict=True)) | found
 
-  def after(self, params: Params, updates: Array) -> Params:
+  def after(self, params: Params, updates: Array, outputs: None) -> Params:
     """The target encoder follows the encoder, ever more slowly."""
     first, last = self.config.momentum
     momentum = first + (last - first) * jnp.minimum(updates / self.config.train.steps, 1.0)

@@ -68,9 +68,10 @@ def test_flags_of_videos_are_all_known():
   args = vars(main.make_parser().parse_args(["sample", "x", "--out", "x.png"]))
   both = {"prompt", "out", "checkpoint", "seed", "steps", "guidance", "sampler", "shift", "dtype"}
   assert (
-    args.keys() - {"verb", "module", "json", "debug", "version"} == both | sample.VIDEO_ONLY.keys()
+    args.keys() - {"verb", "module", "json", "debug", "version"}
+    == both | sample.VIDEO_ONLY.keys() | sample.CODES_ONLY.keys()
   )
-  for name, value in sample.VIDEO_ONLY.items():
+  for name, value in (sample.VIDEO_ONLY | sample.CODES_ONLY | sample.NOT_CODES).items():
     assert args[name] == value, name
 
 

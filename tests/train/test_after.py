@@ -27,7 +27,7 @@ class Following(fake_recipe.Recipe):
     return value, extra | {"follower": jnp.sum(params["follower"]["kernel"]), "mid": jnp.sum(
       params["mid"]["kernel"])}  # fmt: skip
 
-  def after(self, params, updates):
+  def after(self, params, updates, outputs):
     follow = params["follower"]["kernel"]
     follow = follow + RATE * (params["mid"]["kernel"] - follow)
     return params | {"follower": {"kernel": follow}, "count": updates + 1.0}

@@ -87,7 +87,7 @@ def test_the_target_follows_ever_more_slowly(params):
   config.momentum = (0.5, 1.0)
   recipe = vjepa.build(config)
   for updates, share in ((0, 0.5), (5, 0.25), (10, 0.0), (99, 0.0)):
-    moved = recipe.after(params, jnp.asarray(updates))
+    moved = recipe.after(params, jnp.asarray(updates), None)
     jax.tree.map(
       lambda new, t, e, share=share: np.testing.assert_allclose(
         new, (1 - share) * t + share * e, rtol=1e-5, atol=1e-6
