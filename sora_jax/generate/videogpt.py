@@ -223,7 +223,7 @@ class VideoGPT:
         samples = np.arange(first, first + count)
         chosen = np.minimum(samples, len(prompts) - 1)  # a smaller batch is filled up
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(samples)
-        here = pieces[chosen], ids[chosen]
+        here: tuple[np.ndarray, ...] = pieces[chosen], ids[chosen]
         if sampling.guidance != 1:  # the same clips once more, without their prompts
           here = tuple(np.concatenate([x, np.zeros_like(x)]) for x in here)
         text = read(self.text, params["text"], *here)
