@@ -12,9 +12,9 @@ is left, the codes of one token, is for a head of two MLPs, one for each cell an
 which is told the codes of its cell so far. (A depth transformer, as in Lee et al. 2022,
 arXiv:2203.01941, costs too much on CPUs.)
 
-Tokens and cells are also told what is on their left, above them and one frame before: copying what
-stands still then takes no attention. Codes are read as their vectors, which are the autoencoder's
-and not learned here.
+A token is told what the last one holds, the one above it and the one a frame before: copying what
+stands still then takes no attention. A cell is told the same of its neighbours, and what its token
+holds so far. Codes are read as their vectors, which are the autoencoder's and not learned here.
 
 With the collection `cache` mutable, tokens may come one by one: keys and values of those before are
 kept there.
@@ -176,7 +176,9 @@ class Prior(nn.Module):
   ) -> Float[Array, "b m y"]:
     """What the transformer is told at some tokens of a grid; `z`: what its cells stand for."""
     contents = rearrange(z, "b (n p) z -> b n (p z)", p=self.cells)
-    return linked(contents, tokens, links(self.tokens(grid)))
+    table = links(self.tokens(grid))
+    table[:, 0] = np.arange(len(table)) - 1  # in a row's first column the last one of the row above
+    return linked(contents, tokens, table)
 
   def told_cells(
     self, z: Float[Array, "b n z"], cells: Int[Array, " m"], grid: Grid
@@ -240,27 +242,30 @@ def on_grid(x: Array | np.ndarray, grid: Grid, patch: tuple[int, int]) -> Any:
   )  # fmt: skip
 
 
-def links(grid: Grid, patch: tuple[int, int] = (1, 1)) -> Int[np.ndarray, "n three"]:
-  """For each cell, in the prior's order, which one is on its left, above it, and a frame before.
+def links(grid: Grid, patch: tuple[int, int] = (1, 1)) -> Int[np.ndarray, "n links"]:
+  """For each cell, in the prior's order, which ones it is told of; -1 is none.
 
-  -1 is none.
+  They are the one on its left, the one above it, the one a frame before, and all cells of its token
+  but the last, as far as they come before it.
   """
+  cells = patch[0] * patch[1]
   number = np.arange(np.prod(grid), dtype=np.int32)
-  number = on_grid(number[None], grid, patch)[0]
-  padded = np.pad(number, [(1, 0)] * 3, constant_values=-1)
-  near = np.stack([padded[1:, 1:, :-1], padded[1:, :-1, 1:], padded[:-1, 1:, 1:]], axis=-1)
+  where = on_grid(number[None], grid, patch)[0]
+  padded = np.pad(where, [(1, 0)] * 3, constant_values=-1)
+  near = [padded[1:, 1:, :-1], padded[1:, :-1, 1:], padded[:-1, 1:, 1:]]
   table = np.empty((number.size, 3), np.int32)
-  table[number] = near
-  return table
+  table[where] = np.stack(near, axis=-1)
+  own = (number - number % cells)[:, None] + np.arange(cells - 1)
+  return np.concatenate([table, np.where(own < number[:, None], own, -1)], axis=1)
 
 
 def linked(
-  x: Float[Array, "b n f"], at: Int[Array, " m"], table: Int[np.ndarray, "n three"]
+  x: Float[Array, "b n f"], at: Int[Array, " m"], table: Int[np.ndarray, "n links"]
 ) -> Float[Array, "b m y"]:
   """The features of what some are linked to, side by side; 0 for none."""
   where = jnp.asarray(table)[at]
   found = jnp.take(x, jnp.maximum(where, 0), axis=1) * (where >= 0)[..., None]
-  return rearrange(found, "b m three f -> b m (three f)")
+  return rearrange(found, "b m links f -> b m (links f)")
 
 
 def surprisal(logits: Float[Array, "*b k"], codes: Int[Array, "*b"]) -> Float[Array, "*b"]:

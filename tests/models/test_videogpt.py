@@ -20,7 +20,8 @@ MODEL = Prior(
 def weights(model):
   codes = jnp.zeros((1, *model.grid, model.depth), jnp.int32)
   text = jnp.zeros((1, 3, model.text_width)), jnp.ones((1, 3), jnp.int32)
-  return random_weights(model.init, codes, *text)
+  params = random_weights(model.init, codes, *text)
+  return params | {"codebook": 10 * params["codebook"]}  # or positions would say most
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +57,7 @@ def test_a_code_depends_on_those_before_it(cell, depth, params, inputs):
   order = cell * 3 + depth
   np.testing.assert_allclose(after[:, : order + 1], before[:, : order + 1], atol=1e-5)
   changed = np.abs(after - before).max(axis=(0, 2))
-  token = (cell // 2 + 1) * 6
-  assert (changed[token:] > 1e-6).all(), "all later tokens are told"
-  if depth < 2 or p == 0:
-    assert changed[order + 1 : token].max() > 1e-4, "so are the rest of the cell, and of the token"
+  assert (changed[order + 1 :] > 1e-6).all(), "all later codes are told"
 
 
 def test_a_beginning_is_like_that_of_the_whole(params, inputs):
@@ -108,7 +106,11 @@ def test_links_by_hand(patch):
     left = number[t, h, w - 1] if w else -1
     above = number[t, h - 1, w] if h else -1
     before = number[t - 1, h, w] if t else -1
-    assert table[number[t, h, w]].tolist() == [left, above, before]
+    mine = number[t, h, w]
+    own = range(mine - mine % np.prod(patch), mine)
+    found = table[mine].tolist()
+    assert found[:3] == [left, above, before]
+    assert [x for x in found[3:] if x >= 0] == list(own)
     assert max(left, above, before) < number[t, h, w]
   first = (slice(patch[0]), slice(patch[1]))
   assert set(number[0][first].ravel()) == set(range(patch[0] * patch[1]))
