@@ -1,4 +1,4 @@
-r"""VideoGPT's VQ-VAE on rendered worlds: 17 frames of 64x64 become 5x8x8 cells of four codes.
+r"""VideoGPT's VQ-VAE on rendered worlds: 17 frames of 64x64 become 5x8x8 cells of eight codes.
 
 sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
 sora-jax train --config=configs/vqvae_toy.py --workdir runs/vqvae
