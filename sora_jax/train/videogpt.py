@@ -181,7 +181,8 @@ def build(config: ConfigDict) -> VideoGPTRecipe:
   """The recipe of a config.
 
   Raises:
-    UserError: there is no such autoencoder, or it has no grid for such clips.
+    UserError: there is no such autoencoder, or it has no grid for such clips, or patches do not
+      divide that.
   """
   if not config.vqvae:
     raise UserError("A prior needs an autoencoder: set config.vqvae to what recipe vqvae exported.")
@@ -193,4 +194,5 @@ def build(config: ConfigDict) -> VideoGPTRecipe:
     Prior, config.model, text_width=text.width, codes=vqvae.codes, depth=vqvae.depth,
     z_channels=vqvae.z_channels, grid=vqvae.grid(config.data.frames, *config.data.size),
   )  # fmt: skip
+  prior.tokens(prior.grid)  # patches that do not divide it are found now
   return VideoGPTRecipe(config, prior, text, vqvae, vqvae_params)

@@ -64,7 +64,8 @@ class VQVAERecipe:
     data = self.config.data
     params = self.vqvae.init(key, jnp.zeros((1, 1, data.size, data.size, 3)))["params"]
     if self.config.init_from:
-      params = native.load_params(self.config.init_from, "vqvae", params)
+      stored = native.load_params(self.config.init_from, "vqvae", params)
+      params = jax.tree.map(jnp.asarray, stored)
     elif self.vqvae.linear:
       params["principal"] = self.principal
     running = even(params["codebook"])

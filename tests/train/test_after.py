@@ -1,5 +1,7 @@
 """What a recipe changes after each update, beside what is learned: exact, resumed and divided."""
 
+import json
+
 import fake_recipe
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from test_loop import saved
 
 from sora_jax.train import loop
+from sora_jax.train.step import OUTPUTS
 
 RATE = 0.25
 
@@ -99,3 +102,36 @@ def test_a_bad_step_changes_nothing(tmp_path):
   assert state[".skipped"] == 1 and state[".followers['count']"] == 0
   first = jax.device_get(Following(config).init(jax.random.key(config.seed)))
   np.testing.assert_array_equal(state[".followers['follower']['kernel']"], first["mid"]["kernel"])
+
+
+class Remembering(fake_recipe.Recipe):
+  """Keeps what its loss saw of the last batch."""
+
+  trainable = r"^(?!frozen|seen)"
+
+  def init(self, key):
+    return super().init(key) | {"seen": jnp.zeros((8, 8))}
+
+  def loss(self, params, batch, key, step):
+    learned = {k: v for k, v in params.items() if k != "seen"}
+    value, extra = super().loss(learned, batch, key, step)
+    return value, extra | {OUTPUTS: {"x": batch["x"]}}
+
+  def after(self, params, updates, outputs):
+    return params | {"seen": outputs["x"]}
+
+
+@pytest.mark.parametrize(
+  "divided", [{}, {"accumulate": 4}, {"accumulate": 2, "mesh": {"data": 2, "fsdp": 2}}]
+)
+def test_all_rows_of_a_batch_are_handed_on_in_order(divided, tmp_path):
+  config = fake_recipe.get_config(
+    **{"steps": 2, "mesh": {"data": 1}, "validate_every": 2} | divided
+  )
+  fake_recipe.use(Remembering)
+  loop.fit(config, tmp_path)
+  data = Remembering(config).dataset(0, 1)
+  last = [next(data) for _ in range(2)][-1]
+  np.testing.assert_array_equal(saved(tmp_path, Remembering)[".followers['seen']"], last["x"])
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert len(lines) == 3 and not any(OUTPUTS in json.loads(line) for line in lines)
