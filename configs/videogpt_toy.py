@@ -1,9 +1,12 @@
 r"""VideoGPT on rendered worlds: captions to the codes of configs/vqvae_toy.py.
 
-sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
-sora-jax train --config=configs/vqvae_toy.py --workdir runs/vqvae
-sora-jax train --config=configs/videogpt_toy.py --workdir runs/videogpt
-sora-jax sample "a red ball rolls to the left" --checkpoint runs/videogpt/export --out ball.mp4
+  sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
+  sora-jax train --config=configs/vqvae_toy.py --workdir runs/vqvae
+  sora-jax train --config=configs/videogpt_toy.py --workdir runs/videogpt
+  sora-jax sample "a red ball rolls to the left" --checkpoint runs/videogpt/export --out ball.mp4
+
+Clips are encoded first. Forward and backward of a clip took about half a second of a CPU core that
+also did other work, so 1000 steps of 8 may take half an hour to an hour on two; not run at length.
 """
 
 from ml_collections import ConfigDict
