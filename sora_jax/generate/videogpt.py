@@ -223,16 +223,16 @@ class VideoGPT:
         samples = np.arange(first, first + count)
         chosen = np.minimum(samples, len(prompts) - 1)  # a smaller batch is filled up
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(samples)
-        here: tuple[np.ndarray, ...] = pieces[chosen], ids[chosen]
+        words, text_ids = pieces[chosen], ids[chosen]
         if sampling.guidance != 1:  # the same clips once more, without their prompts
-          here = tuple(np.concatenate([x, np.zeros_like(x)]) for x in here)
-        text = read(self.text, params["text"], *here)
+          words, text_ids = (np.concatenate([x, np.zeros_like(x)]) for x in (words, text_ids))
+        text = read(self.text, params["text"], words, text_ids)
         given = in_order(known[chosen], self.prior.patch)
-        state = start(self.prior, grid, params["prior"], given, text, here[1])
+        state = start(self.prior, grid, params["prior"], given, text, text_ids)
         for time in times:
           tokens = np.arange(time * rows * columns, (time + 1) * rows * columns)
           state = draw(
-            self.prior, grid, sampling, params["prior"], state, text, here[1], keys, tokens
+            self.prior, grid, sampling, params["prior"], state, text, text_ids, keys, tokens
           )
           jax.block_until_ready(state)
           bar.update()
