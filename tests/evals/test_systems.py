@@ -99,7 +99,9 @@ def test_surprise_is_the_loss_of_training(system, clips, monkeypatch):
 def test_two_transformers_share_the_levels(system, clips):
   """The second one answers for its levels alone."""
   half = jax.tree.map(lambda x: 0.5 * x, system.model.params["dit"])
-  config = {**system.model.config, "sampling": {**system.model.config["sampling"], "boundary": 0.6}}
+  boundary = float(np.mean(systems.LEVELS))
+  sampling = {**system.model.config["sampling"], "boundary": boundary}
+  config = {**system.model.config, "sampling": sampling}
   both = dataclasses.replace(
     system.model, low=system.model.dit, params={**system.model.params, "low": half}, config=config
   )
