@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from sora_jax.errors import UserError
 from sora_jax.models.conv import CausalConv, present_tap
 from sora_jax.models.layers import Attention, RMSNorm
 from sora_jax.models.vae import check_frames, check_size
@@ -107,11 +108,11 @@ class VQVAE(nn.Module):
   Attributes:
     width: features of a patch. blocks: `AttentionBlock`s of the encoder and of the decoder. heads:
       of their attention. kernel_t: taps in time of their convolutions.
-    patch: (frames, rows, columns) of a patch, which becomes one cell of the code grid.
+    patch: (frames, rows, columns) of a patch, a square, which becomes one cell of the code grid.
     z_channels: of the vectors that codes stand for.
     codes: how many a codebook has. depth: how many stand for a vector; each has its own codebook.
     linear: adds principal components of patches on both sides (models/vae_linear.py); what learns
-      starts at zero then. Not in the paper, where learning them takes days.
+      starts at zero then. Not in the paper.
     dtype: of the computation; parameters and what is quantised are float32.
   """
 
@@ -128,6 +129,8 @@ class VQVAE(nn.Module):
   dtype: Any = None
 
   def setup(self) -> None:
+    if self.patch[1] != self.patch[2]:
+      raise UserError(f"Patches are squares, not {self.patch}: set model.patch=(4,8,8), say.")
     side = lambda blocks, out: Levels(  # noqa: E731
       self.width, blocks, self.heads, self.kernel_t, out, self.linear, self.dtype
     )
@@ -183,7 +186,7 @@ class VQVAE(nn.Module):
   def __call__(self, video: Video) -> tuple[Video, Latents, Codes, Scalar]:
     """Reconstruction, vectors, codes, and the commitment loss: how far vectors are from codes.
 
-    The last is the mean over depths, each with all codes up to it (Lee et al. 2022, equation 9).
+    The last is the mean over depths, each with all codes up to it, as in Lee et al. 2022.
     """
     z = self.encode(video)
     codes, made = residual_codes(jax.lax.stop_gradient(self.codebook), z)

@@ -55,6 +55,8 @@ def test_the_grid(video, params):
   for shape, says in (((12, 12, 12), "use 9 or 13"), ((13, 12, 14), "nearest is 12x16")):
     with pytest.raises(UserError, match=says):
       MODEL.grid(*shape)
+  with pytest.raises(UserError, match="squares"):
+    jax.eval_shape(MODEL.clone(patch=(4, 4, 2)).init, jax.random.key(0), video)
 
 
 @pytest.mark.parametrize("length", [1, 5, 9])
@@ -115,7 +117,7 @@ def state_of(rng, depth=2, codes=6, z=4):
 
 
 def test_codebooks_are_running_means(rng):
-  """van den Oord et al. 2017, equations 6 to 8, with loops."""
+  """van den Oord et al. 2017, appendix A.1, with loops."""
   state, decay = state_of(rng), 0.9
   z = rng.normal(size=(2, 5, 3, 1, 4)).astype(np.float32)
   codes = rng.integers(0, 6, size=(2, 5, 3, 1, 2))
