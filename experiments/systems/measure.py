@@ -27,14 +27,20 @@ from sora_jax.plan.measure import model_flops
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
-# checkpoint -> system, suites, and the runs whose training it took; `toy` is what ships.
-SYSTEMS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-  "sora": ("sora", ("quality", "world"), ("sora",)),
-  "toy": ("sora", ("quality", "world"), ()),
-  "videogpt": ("videogpt", ("quality", "world"), ("vqvae", "videogpt")),
-  "dit": ("dit", ("quality",), ("dit",)),
-  "vjepa": ("vjepa", ("world", "probe"), ("vjepa",)),
+TOY = "toy"  # what ships
+# checkpoint -> system and suites
+SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
+  "sora": ("sora", ("quality", "world")),
+  TOY: ("sora", ("quality", "world")),
+  "videogpt": ("videogpt", ("quality", "world")),
+  "dit": ("dit", ("quality",)),
+  "vjepa": ("vjepa", ("world", "probe")),
 }
+
+
+def checkpoint(name: str, runs: Path) -> str:
+  """What `--checkpoint` is given."""
+  return name if name == TOY else str(runs / name / "export")
 
 
 def measure(name: str, suite: str, runs: Path, count: int, seed: int) -> dict[str, Any]:
@@ -43,10 +49,9 @@ def measure(name: str, suite: str, runs: Path, count: int, seed: int) -> dict[st
   file = out / "metrics.json"
   if not file.is_file():
     out.parent.mkdir(exist_ok=True)
-    checkpoint = name if name == "toy" else str(runs / name / "export")
-    words = ["eval", f"--suite={suite}", "--checkpoint", checkpoint, "--out", str(out)]
-    command = ["sora-jax", *words]
-    subprocess.run([*command, "--count", str(count), "--seed", str(seed)], check=True)
+    command = ["sora-jax", "eval", f"--suite={suite}", "--checkpoint", checkpoint(name, runs)]
+    options = ["--count", str(count), "--seed", str(seed), "--out", str(out)]
+    subprocess.run([*command, *options], check=True)
   return json.loads(file.read_text())
 
 
@@ -60,18 +65,19 @@ def parameters(folder: Path) -> int:
 
 
 def training_flops(folder: Path) -> float:
-  """What the training of a checkpoint asked for: the steps of its config, as `plan` counts them."""
-  config = ConfigDict(native.read_config(folder)["training"])
-  return float(config.train.steps) * model_flops(config, "train")
+  """What training a checkpoint asked for, its VQ-VAE included: steps as `plan` counts them."""
+  stored = native.read_config(folder)
+  configs = map(ConfigDict, [stored["training"], *stored.get("vqvae_training", [])])
+  return sum(float(config.train.steps) * model_flops(config, "train") for config in configs)
 
 
 def lines(
   name: str, suite: str, runs: Path, document: dict[str, Any], seed: int
 ) -> Iterator[dict[str, Any]]:
   """A line for each number of a suite."""
-  system, _, trained = SYSTEMS[name]
-  folder = native.find("toy" if name == "toy" else runs / name / "export")
-  spent = sum(training_flops(runs / run / "export") for run in trained) if trained else None
+  system, folder = SYSTEMS[name][0], native.find(checkpoint(name, runs))
+  # The config of what ships is that of the last of eight runs (README.md).
+  spent = None if name == TOY else training_flops(folder)
   fixed = {"seed": seed, "params": parameters(folder), "flops": spent, "commit": document["commit"]}
   for metric, number in flat(document["metrics"]):
     value = number.get("mean", number.get("median"))

@@ -6,6 +6,7 @@ has seen other clips, `Frozen` and `Linear` have only the frames they are given.
 
 from __future__ import annotations
 
+import abc
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +23,14 @@ STILL = 12.0  # grey levels: the most by which a pixel differs that does not cha
 RECENT = 5  # frames that tell which way a thing moves
 
 
-class Foresight:
+class Foresight(abc.ABC):
   """Surprise of what continues clips: how far the next frame is from the one it expects."""
 
+  @abc.abstractmethod
   def continued(
     self, known: Clips, prompts: Sequence[str], *, seed: int, frames: int, progress: bool = False
   ) -> Made:
     """See `systems.Continuer`."""
-    raise NotImplementedError
 
   def surprise(self, clips: Clips) -> Float[np.ndarray, "b s"]:
     """Mean absolute difference in grey levels, of each frame but the first."""

@@ -85,8 +85,8 @@ def rank(count: int, seed: int = 0, searched: int = SEARCHED // 4) -> dict[str, 
 
   def search(**sets: quality.Rows) -> Memorisation:
     rows = {name: (x["content"], x["motion"]) for name, x in sets.items()}
-    searched = Memorisation(heldout=heldout, **rows)
-    return searched.look(clips for _, clips in batches(train, "search"))
+    memory = Memorisation(heldout=heldout, **rows)
+    return memory.look(clips for _, clips in batches(train, "search"))
 
   stacked = lambda source, name: np.concatenate([c for _, c in batches(source, name)])  # noqa: E731
   bench = quality.Bench(Real(*worlds(count, seed)))

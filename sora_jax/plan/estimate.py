@@ -82,12 +82,12 @@ def estimate(
   capacity = target.chip.hbm // target.chip.devices
   program = program_lib.build(config, devices or _stand_ins(target), capacity)
   measure.check_mesh(program.mesh, target)
-  dit = getattr(program.recipe, "dit", None)
-  if dit is None:
+  if not hasattr(program.recipe, "packer"):
     raise UserError(
       "Without a compiler only text-to-video configs can be estimated; install what compiles for "
       f"{target.chip.name}."
     )
+  dit = measure.text_to_video(program).dit
   train, count, rows = mode == "train", program.mesh.size, program.train.batch_size
   batch = program.recipe.batch()
   n = batch["segments"].shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import time
@@ -159,7 +160,7 @@ def given_batch(recipe: Any, params: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def text_to_video(program: Program) -> Any:
   """The recipe. Raises UserError: it has no transformer that could be run alone."""
-  if not hasattr(program.recipe, "dit"):
+  if not hasattr(program.recipe, "packer"):
     raise UserError("Only text-to-video configs sample; plan this one with --mode=train.")
   return program.recipe
 
@@ -193,9 +194,7 @@ def state_bytes(program: Program, mode: str) -> tuple[int, int]:
 
 def model_flops(config: ConfigDict, mode: str) -> int:
   """What a step asks for, on all devices together, whatever computes it."""
-  if "remat" in config.model:
-    config = changed(config, model=dict(remat="none", attention="xla"))
-  recipe: Any = program_lib.build_recipe(config)
+  recipe: Any = counted(program_lib.build_recipe(config))
   key = jax.random.key(0)
   params = jax.eval_shape(recipe.init, key)
   if mode == "forward":
@@ -209,10 +208,20 @@ def model_flops(config: ConfigDict, mode: str) -> int:
   return flops.count(jax.grad(loss) if mode == "train" else loss, trained, frozen, recipe.batch())
 
 
+def counted(recipe: Any) -> Any:
+  """A recipe whose networks compute nothing twice and nothing in kernels, which go uncounted."""
+  plain = dict(remat="none", attention="xla")
+  networks = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+  return dataclasses.replace(recipe, **{
+    name: network.clone(**{k: x for k, x in plain.items() if hasattr(network, k)})
+    for name, network in networks.items() if hasattr(network, "clone")
+  })  # fmt: skip
+
+
 def attention_flops(program: Program, mode: str) -> float:
-  """One forward pass of all attention there is, on each device; 0 without a transformer."""
+  """One forward pass of all attention there is, on each device; 0 without packed sequences."""
   recipe: Any = program.recipe
-  if not hasattr(recipe, "dit"):
+  if not hasattr(recipe, "packer"):
     return 0.0
   dit, text, batch = recipe.dit, recipe.text, recipe.batch()
   (rows, n), s = batch["segments"].shape, batch["text_ids"].shape[1]

@@ -1,4 +1,4 @@
-"""Statistics in the place of the networks and of optical flow, whose own tests are elsewhere."""
+"""A model that knows nothing; statistics in the place of networks and flow, tested elsewhere."""
 
 import numpy as np
 
@@ -33,6 +33,19 @@ class Images:
 def steps(clips):
   """Root-mean-square difference of neighbouring frames: the warp error where nothing moves."""
   return np.sqrt(np.mean(np.square(np.diff(clips / 255, axis=1)), axis=(1, 2, 3, 4))).astype("f4")
+
+
+class Blind:
+  """A model that makes noise of any prompt, and reconstructs grey."""
+
+  config: dict = {}
+
+  def sample(self, prompts, *, seed, frames, size, progress):
+    shape = (len(prompts), frames, *size, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+  def reconstruct(self, clips):
+    return np.full_like(clips, 128)
 
 
 _RENDER, _RENDERED = WorldSource.__getitem__, {}

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from cheap import Blind
 
 from sora_jax.cli import main
 from sora_jax.data import video
@@ -30,17 +31,6 @@ class Perfect:
 
   def reconstruct(self, clips):
     return clips.copy()
-
-
-class Blind(Perfect):
-  """Noise for any prompt; reconstructs grey."""
-
-  def sample(self, prompts, *, seed, frames, size, progress):
-    shape = (len(prompts), frames, *size, 3)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-  def reconstruct(self, clips):
-    return np.full_like(clips, 128)
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sora_jax import config as config_lib
 from sora_jax.parallel.attention import attend
 from sora_jax.plan import flops
+from sora_jax.plan.measure import changed, counted, model_flops
+from sora_jax.train import program
 
 X = jax.ShapeDtypeStruct((8, 16), jnp.float32)
 W = jax.ShapeDtypeStruct((16, 16), jnp.float32)
@@ -52,3 +55,28 @@ def test_convolutions(groups):
     )
 
   assert flops.count(f, image, kernel) == 2 * (2 * 4 * 4 * 12) * (3 * 3 * 8 // groups)
+
+
+@pytest.mark.parametrize("name", ["toy", "dit_toy", "vjepa_toy", "vqvae_toy"])
+def test_a_step_of_every_system_is_counted(name):
+  """Up to three forward passes, whatever is recomputed; V-JEPA's target has no backward pass."""
+  config = config_lib.load(f"configs/{name}.py:smoke")
+  found = {}
+  for remat in ("none", "full"):
+    if "remat" in config.model:
+      config.model.remat = remat
+    found[remat] = [model_flops(config, mode) for mode in ("train", "loss")]
+  assert found["none"] == found["full"]
+  step, forward = found["none"]
+  assert 1.5 < step / forward < 3.01
+
+
+def test_what_is_counted_computes_nothing_twice_and_nothing_in_kernels():
+  config = config_lib.load("configs/toy.py:smoke")
+  config = changed(config, model=dict(remat="full", attention="flash"))
+  recipe = program.build_recipe(config)
+  assert (recipe.dit.remat, recipe.dit.attention) == ("full", "flash")
+  plain = counted(recipe)
+  assert (plain.dit.remat, plain.dit.attention) == ("none", "xla")
+  assert plain.dit == recipe.dit.clone(remat="none", attention="xla")
+  assert plain.packer == recipe.packer and plain.config is recipe.config
