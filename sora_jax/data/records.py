@@ -119,7 +119,7 @@ def write_records(
   Everything is written to a temporary folder beside `path`, which is renamed at the end.
 
   Args:
-    path: the folder to make. Its parent must exist; it must not exist or be an empty folder.
+    path: the folder to make, its parents too; it must not exist or be an empty folder.
     samples: dicts with "video" uint8 t h w 3, "caption", "fps", "id" and any nested extras.
     info: stored in `info.json` (seed, command, licence...) beside the record counts.
     shard_size: records per file.
@@ -128,14 +128,15 @@ def write_records(
     what `info.json` holds.
 
   Raises:
-    UserError: the folder is in use, its parent is missing, there are no samples, or the disk
-      is full.
+    UserError: the folder is in use or cannot be made, there are no samples, or the disk is full.
   """
   path = Path(path)
-  if not path.absolute().parent.is_dir():
-    raise UserError(f"The folder {path.absolute().parent} does not exist: create it first.")
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
     raise UserError(f"{path} exists and is not an empty folder: choose another or remove it.")
+  try:
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"{path} cannot be made: {e.strerror}.") from e
   # Hosts that share a disk may have processes of the same number.
   own = f".{path.absolute().name}.{platform.node()}.{os.getpid()}.tmp"
   temporary = path.absolute().parent / own

@@ -85,18 +85,18 @@ def table(metrics: Mapping[str, Any]) -> str:
 
 
 def open_folder(path: str | os.PathLike[str]) -> Path:
-  """The output folder, made if only its last part is missing.
+  """The output folder, made if it is not there, its parents too.
 
   Raises:
-    UserError: its parent does not exist, or it is a file.
+    UserError: it is a file, or cannot be made.
   """
   folder = Path(path)
   if folder.is_file():
     raise UserError(f"{folder} is a file; give a folder for --out.")
-  if not folder.is_dir():
-    if not folder.absolute().parent.is_dir():
-      raise UserError(f"The folder {folder.absolute().parent} does not exist; make it first.")
-    folder.mkdir()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"{folder} cannot be made: {e.strerror}.") from e
   return folder
 
 

@@ -108,12 +108,14 @@ def test_folders_in_use_are_kept(rng, folder):
   before = {p.name: p.read_bytes() for p in folder.iterdir()}
   with pytest.raises(UserError, match="not an empty folder"):
     records.write_records(folder, clips(rng))
-  with pytest.raises(UserError, match="does not exist"):
-    records.write_records(folder / "no" / "where", clips(rng))
+  with pytest.raises(UserError, match="cannot be made"):
+    records.write_records(folder / "info.json" / "below", clips(rng))
   assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
   (folder.parent / "empty").mkdir()
   records.write_records(folder.parent / "empty", clips(rng))
   assert len(records.RecordSource(folder.parent / "empty")) == 11
+  records.write_records(folder.parent / "not" / "there", clips(rng))
+  assert len(records.RecordSource(folder.parent / "not" / "there")) == 11
 
 
 DAMAGES = ("missing", "empty", "cut", "garbage", "info", "version", "gone")

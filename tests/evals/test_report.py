@@ -36,9 +36,10 @@ def test_stored_numbers_come_back(tmp_path):
 
 def test_output_folder(tmp_path):
   assert report.open_folder(tmp_path / "new").is_dir()
-  with pytest.raises(UserError, match="does not exist"):
-    report.open_folder(tmp_path / "no" / "where")
+  assert report.open_folder(tmp_path / "not" / "there").is_dir()
   file = tmp_path / "file"
   file.write_text("x")
   with pytest.raises(UserError, match="is a file"):
     report.open_folder(file)
+  with pytest.raises(UserError, match="cannot be made"):
+    report.open_folder(file / "below")

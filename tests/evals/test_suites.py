@@ -119,7 +119,7 @@ def test_recon_suite_on_worlds_and_on_files(monkeypatch, tmp_path, capsys):
     (["--suite=text", "--videos", "x", "--out", "o"], "--videos belongs to --suite=recon"),
     (["--suite=recon", "--count", "1", "--out", "o"], "--count must be at least 2"),
     (["--suite=recon", "--fvd", "4", "--out", "o"], "--fvd belongs"),
-    (["--suite=recon", "--out", "no/such/folder"], "does not exist"),
+    (["--suite=recon", "--out", "/dev/null/o"], "cannot be made"),
     (["--suite=recon", "--videos", "no-folder", "--out", "o"], "not a folder"),
   ],
 )
