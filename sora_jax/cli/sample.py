@@ -30,14 +30,14 @@ EXAMPLES = """examples:
   sora-jax sample --task outpaint --video ball.mp4 --size 64x96 --out wide.mp4
   sora-jax sample "a red ball at dusk" --task edit --video ball.mp4 --strength 0.6 --out dusk.mp4
   sora-jax sample "a red ball rolls to the left" --mesh data=2,context=4 --out ball.mp4
-  sora-jax sample "a cat and a dog bake a cake" --checkpoint hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers \
+  sora-jax sample "a cat and a dog bake a cake" --checkpoint hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers \\
       --dtype bfloat16 --out cake.mp4
   sora-jax sample "a red ball rolls to the left" --cache 0.1 --curve toy.json --out ball.mp4
-  sora-jax sample "a cat and a dog bake a cake" --checkpoint hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers \
+  sora-jax sample "a cat and a dog bake a cake" --checkpoint hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers \\
       --lora runs/wan/export:0.8 --out cake.mp4
-  sora-jax sample "golden retriever; tabby; 207" --checkpoint path/to/DiT-XL-2-256 \
+  sora-jax sample "golden retriever; tabby; 207" --checkpoint path/to/DiT-XL-2-256 \\
       --out animals.png
-  sora-jax sample "a red ball rolls to the left" --checkpoint runs/videogpt/export \
+  sora-jax sample "a red ball rolls to the left" --checkpoint runs/videogpt/export \\
       --temperature 0.9 --out ball.mp4
 
 With a model of images of classes, PROMPT is the name or the number of a class, or several,

@@ -12,7 +12,8 @@ EXAMPLES = """examples:
     --workdir runs/fast
 
 The same command with the same --workdir resumes where the last checkpoint is. SIGTERM and Ctrl-C
-save one first. The workdir holds config.json, checkpoints/, metrics.jsonl and previews/.
+save one first. The workdir holds config.json, checkpoints/, metrics.jsonl, previews/ and export/,
+the trained model.
 
 On several hosts, the same command on each, with a --workdir on a disk that all of them see:
   sora-jax train --multihost --config=...        Cloud TPU, GKE, Slurm, Open MPI
