@@ -1,4 +1,5 @@
-# `make demo` and `make test` need python3 (3.11 or newer) and nothing else: they make .venv here.
+# `make demo` needs python3 (3.11 or newer) and nothing else, `make test` also EGL, to render worlds
+# (.ci/run installs it on Debian): they make .venv here.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
