@@ -6,7 +6,7 @@ times the attention.
   sora-jax plan --config=configs/sora_1b.py --topology=v5p:4x4x4
   sora-jax train --multihost --config=configs/sora_1b.py --config.vae=DIR --workdir DIR
 
-Never run: no pod was at hand. What it needs is in docs/plan.md.
+Never run: no pod was at hand. What it needs is in docs/scaling.md.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ Latents are 4x8x8 with 16 channels. The text encoder is ours, of the published w
   sora-jax plan --config=configs/wan_1_3b.py --topology=v5p:4x4x4
   sora-jax train --multihost --config=configs/wan_1_3b.py --config.vae=DIR --workdir DIR
 
-Never run: no pod was at hand. What it needs is in docs/plan.md.
+Never run: no pod was at hand. What it needs is in docs/scaling.md.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from sora_jax.train import pods
 
 
 def get_config(clip: str = "81x480x832@16") -> ConfigDict:
-  """`clip`: its shape, such as 81x720x1280@16 480p5s, or smoke."""
+  """`clip`: its shape, such as 81x720x1280@16 or 480p5s; or smoke."""
   model = dict(VARIANTS["wan2.1-1.3b"], channels=16)
   text = dict(width=4096, layers=2, heads=32, length=512)
   return pods.config(clip, model, text, space_stride=8, batch_size=16)
