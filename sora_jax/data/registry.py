@@ -1,7 +1,7 @@
 """Opens the sources a config names.
 
 A config lists them by kind, each with a weight and its own settings; weight 0 switches one off, and
-`distractor=0.25` covers a quarter of its pictures with noise (`worlds.distract`):
+`distractor=0.25` covers a quarter of each picture with noise (`worlds.distract`):
 
   config.data.sources = dict(
     worlds=dict(weight=1.0, count=1000, seed=0), folder=dict(weight=0.0, path="")
