@@ -4,7 +4,7 @@ Masks are the published ones, "short" and "long" (eight blocks of 15 % of the fr
 both as long as the clip), and "future": what comes next, which surprise is measured with. An hour
 on two CPU cores is meant; it has not been run at length.
 
-`--config.data.sources.records.distractor=0.25` covers a quarter of the pictures with noise that
+`--config.data.sources.records.distractor=0.25` covers a quarter of each picture with noise that
 cannot be foreseen (docs/world.md).
 
   sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64

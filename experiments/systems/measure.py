@@ -2,9 +2,10 @@
 
   python experiments/systems/measure.py --runs runs --count 64 --seed 0
 
-RUNS holds the folders that the commands of README.md train. What was measured before
-(RUNS/measured/CHECKPOINT-SUITE-SEED) is not measured again, so a killed run goes on. Lines of the
-same checkpoint, suite and seed are replaced in results.jsonl.
+RUNS holds the folders that the commands of README.md train; what is not there is left out. What was
+measured before (RUNS/measured/CHECKPOINT-SUITE-SEED) is not measured again, so a killed run goes
+on. Lines of the same checkpoint, suite and seed are replaced in results.jsonl. Probes have a count
+of their own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,8 +52,9 @@ def measure(name: str, suite: str, runs: Path, count: int, seed: int) -> dict[st
   if not file.is_file():
     out.parent.mkdir(exist_ok=True)
     command = ["sora-jax", "eval", f"--suite={suite}", "--checkpoint", checkpoint(name, runs)]
-    options = ["--count", str(count), "--seed", str(seed), "--out", str(out)]
-    subprocess.run([*command, *options], check=True)
+    # Few clips train no probe, and many cost little.
+    options = [] if suite == "probe" else ["--count", str(count)]
+    subprocess.run([*command, *options, "--seed", str(seed), "--out", str(out)], check=True)
   return json.loads(file.read_text())
 
 
@@ -95,6 +98,9 @@ def main() -> None:
   parser.add_argument("--only", nargs="*", choices=SYSTEMS, default=list(SYSTEMS))
   args = parser.parse_args()
   for name in args.only:
+    if name != TOY and not Path(checkpoint(name, args.runs)).is_dir():
+      print(f"note: {checkpoint(name, args.runs)} is not there and left out", file=sys.stderr)
+      continue
     for suite in SYSTEMS[name][1]:
       document = measure(name, suite, args.runs, args.count, args.seed)
       new = list(lines(name, suite, args.runs, document, args.seed))

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from einops import rearrange
 
+from sora_jax.errors import UserError
 from sora_jax.evals.controls import main_mask
 from sora_jax.evals.features import (
   PIECE,
@@ -201,9 +202,14 @@ def suite(name: str | os.PathLike[str], count: int, seed: int) -> Results:
   effective rank and spread.
 
   Raises:
-    UserError: there is no such checkpoint, or it is no V-JEPA.
+    UserError: there is no such checkpoint, it is no V-JEPA, or it was trained elsewhere.
   """
   vjepa, params = native.load_vjepa(name)
+  if "training" not in native.read_config(native.find(name)):
+    raise UserError(
+      f"The V-JEPA {name} was trained elsewhere, on pixels normalised otherwise than those of the "
+      "suite: probe its features with evals.probe.compare."
+    )
   known = Labelled.draw(4 * count, SEED + seed, "train", vjepa)
   held_out = Labelled.draw(count, SEED + seed, "validation", vjepa)
   encoders = {"vjepa": frozen(vjepa, params["target"]), **baselines(vjepa)}

@@ -89,15 +89,16 @@ def test_labels_are_those_of_the_worlds():
   assert Probe(model.grid).grid == (2, 4, 4)
 
 
-def test_the_suite_probes_a_checkpoint_beside_the_baselines(monkeypatch):
-  vjepa = VJEPA(
+def test_the_suite_probes_a_checkpoint_beside_the_baselines(monkeypatch, tmp_path):
+  fields = dict(
     width=24, layers=1, heads=2, mlp_width=48, predictor_width=12, predictor_layers=1,
     predictor_heads=1, predictor_mlp_width=24, patch=(2, 16, 16), mask_tokens=1, frames=4, size=32,
   )  # fmt: skip
+  vjepa = VJEPA(**fields)
   values, where = jnp.zeros((1, 1, 2 * 16 * 16 * 3)), jnp.zeros((1, 1, 3))
   params = jax.jit(vjepa.init)(jax.random.key(0), values, where, where)["params"]
   params["target"] = params["encoder"]
-  monkeypatch.setattr(native, "load_vjepa", lambda name: (vjepa, params))
+  native.save(tmp_path / "saved", {"vjepa": params}, {"vjepa": fields, "training": {}})
   seen = {}
 
   def compare(encoders, grid, known, held_out, **settings):
@@ -106,7 +107,7 @@ def test_the_suite_probes_a_checkpoint_beside_the_baselines(monkeypatch):
     return Results({name: {} for name in encoders})
 
   monkeypatch.setattr(probe_lib, "compare", compare)
-  metrics = probe_lib.suite("any", count=2, seed=3).metrics
+  metrics = probe_lib.suite(tmp_path / "saved", count=2, seed=3).metrics
   assert seen == {"known": 8, "held_out": 2, "seed": 3}
   assert set(metrics) == {"vjepa", "random", "pixels"}
   for name in ("vjepa", "random"):

@@ -12,7 +12,7 @@ from sora_jax.diffusion import conditioning
 from sora_jax.diffusion.loss import flow_matching
 from sora_jax.diffusion.sampler import initial_noise
 from sora_jax.errors import UserError
-from sora_jax.evals import systems
+from sora_jax.evals import probe, systems
 from sora_jax.evals.surprise import Surprise
 from sora_jax.evals.systems import Continuer, Diffusion, Surprised
 from sora_jax.generate import load as generate
@@ -142,8 +142,11 @@ def test_a_checkpoint_gives_what_it_can_do(folder, tmp_path, monkeypatch):  # no
 
 
 def test_a_converted_vjepa_was_never_asked_for_the_future(tmp_path):
+  converted = save_vjepa(tmp_path / "converted", {})
   with pytest.raises(UserError, match="never asked for what comes next.*are none"):
-    Surprise.load(save_vjepa(tmp_path / "converted", {}))
+    Surprise.load(converted)
+  with pytest.raises(UserError, match="trained elsewhere"):
+    probe.suite(converted, 2, 0)
   kinds = {"training": {"masks": {"kinds": {"short": {}, "long": {}}}}}
   with pytest.raises(UserError, match="'future', and are long, short"):
     systems.load(save_vjepa(tmp_path / "other", kinds))
