@@ -67,6 +67,8 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     ),
     levels=dict(mean=0.0, std=1.0, shift=2.0, reference_tokens=80, uniform=0.1, highest=1.0),
     packing=dict(length=512, cond_rows=32, text_length=160),
+    # From level 0.5 straight to 0 (before the shift it is 1/3): finer steps leave grain.
+    sampling=dict(steps=20, schedule=dict(lowest=1 / 3)),
     data=dict(
       cache="data/latents",
       batching="pack",  # or bucket, or pad: sora_jax/data/batches.py

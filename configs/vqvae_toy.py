@@ -3,9 +3,9 @@ r"""VideoGPT's VQ-VAE on rendered worlds: 17 frames of 64x64 become 5x8x8 cells 
   sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
   sora-jax train --config=configs/vqvae_toy.py --workdir runs/vqvae
 
-480 steps (`--config.train.steps=480`) took 8 minutes on two CPU cores and gave 29.0 dB on 64 held-out
-worlds after 400, with 85 % of the codes used by a batch (one seed; 28.5 dB after 200). All 1000 have
-not been run.
+480 steps (`--config.train.steps=480`) took 8 minutes on two CPU cores and gave 29.0 dB on 64
+held-out worlds after 400, with 85 % of the codes used by a batch (one seed; 28.5 dB after 200). All
+1000 have not been run.
 """
 
 from ml_collections import ConfigDict

@@ -60,8 +60,8 @@ def schedule(
   Args:
     start: below 1 enters the path midway (SDEdit, Meng et al. 2021).
     highest: no level is above it. lowest: where the levels lead to before they are shifted; the
-      last step goes to 0 instead. reached: whether `lowest` itself is visited, before that. With
-      other values than the defaults these are schedules of published models.
+      last step goes to 0 instead, however far that is. reached: whether `lowest` itself is visited,
+      before that.
   """
   t = np.linspace(1.0, lowest, steps if reached else steps + 1)[:steps]
   return start * np.minimum(shift_levels(np.append(t, 0.0), shift), highest)

@@ -33,7 +33,7 @@ from sora_jax.data.records import RecordSource
 from sora_jax.data.states import Reader
 from sora_jax.diffusion import conditioning
 from sora_jax.diffusion.loss import flow_matching
-from sora_jax.diffusion.time import LevelSampler
+from sora_jax.diffusion.time import LevelSampler, schedule
 from sora_jax.errors import UserError
 from sora_jax.generate.denoise import SAMPLING, read_prompts
 from sora_jax.generate.model import VideoModel
@@ -256,6 +256,7 @@ class T2VRecipe:
     return others | {
       "transformer": self.config.model.to_dict(),
       "sampling": (SAMPLING if self.text is not None else self.source.config["sampling"])
+      | _sampling(self.config)
       | dict(
         frames=usual.frames,
         size=list(usual.size),
@@ -307,6 +308,7 @@ class T2VRecipe:
 
 def build(config: ConfigDict) -> T2VRecipe:
   """The recipe of a config."""
+  _sampling(config)  # a mistake in it is found now, not after training
   dit = config_lib.build(DiT, config.model)
   text, width = None, dit.text_width
   if not config.get("text_from"):
@@ -323,6 +325,16 @@ def build(config: ConfigDict) -> T2VRecipe:
     lora=config_lib.build(Lora, adapter) if adapter and adapter.rank else None,
     packer=config_lib.build(Packer, config.packing, rows=config.train.batch_size, text_width=width),
   )
+
+
+def _sampling(config: ConfigDict) -> dict[str, Any]:
+  """What a config says of sampling. Raises UserError: it is nothing a checkpoint can say."""
+  given = config.get("sampling", ConfigDict()).to_dict()
+  for name in given:
+    if name not in SAMPLING:
+      raise UserError(f"sampling has no setting {name!r}{config_lib.nearest(name, SAMPLING)}.")
+  config_lib.build(schedule, given.get("schedule", {}), steps=1, shift=1.0)
+  return given
 
 
 def _check_low(config: ConfigDict, text: TextEncoder | None) -> None:

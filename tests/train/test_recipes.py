@@ -55,6 +55,15 @@ def test_the_path_ends_in_a_video(checkpoint, folder):
   assert stored["vae_training"][0]["recipe"] == "vae" and stored["training"]["recipe"] == "t2v"
   assert "ball" in stored["known_words"]
   assert stored["sampling"]["frames"] == 5 and stored["sampling"]["longest"] == 9
+  assert stored["sampling"]["steps"] == 20 and 0 < stored["sampling"]["schedule"]["lowest"] < 1
+
+
+def test_mistakes_about_sampling_are_found_before_training():
+  config = config_lib.load("configs/toy.py:smoke")
+  for given, nearest in (({"stepz": 3}, "'steps'"), ({"schedule": {"lowst": 0.1}}, "'lowest'")):
+    config.sampling = given
+    with pytest.raises(UserError, match=f"did you mean {nearest}"):
+      program.build_recipe(config)
 
 
 def test_every_shape_comes_at_its_share(config):
