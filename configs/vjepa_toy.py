@@ -2,7 +2,10 @@ r"""V-JEPA on rendered worlds: clips of 16 frames at 64 px, tubelets of 2 x 8 x 
 
 Masks are the published ones, "short" and "long" (eight blocks of 15 % of the frame, two of 70 %,
 both as long as the clip), and "future": what comes next, which surprise is measured with. An hour
-on two CPU cores is meant; it has not been run at length.
+on two CPU cores is meant. 426 steps (`--config.train.steps=426`) took 25 minutes (one seed): the
+features did not collapse (effective rank 45 at first, 9 at the least and 10 in the end), and a
+probe reads colour off them, but shape and place no better than off random weights
+(experiments/systems).
 
 `--config.data.sources.records.distractor=0.25` covers a quarter of each picture with noise that
 cannot be foreseen (docs/world.md).

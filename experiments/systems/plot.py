@@ -39,7 +39,9 @@ ROWS: dict[tuple[str, str], tuple[str, float, str]] = {
   ("probe", "vjepa/shape"): ("probe: shape", 100, " %"),
   ("probe", "vjepa/place_pixels"): ("probe: position error", 1, " px"),
   ("probe", "random/colour"): ("the same of random weights: colour", 100, " %"),
+  ("probe", "random/shape"): ("the same of random weights: shape", 100, " %"),
   ("probe", "pixels/colour"): ("the same of raw patches: colour", 100, " %"),
+  ("probe", "pixels/shape"): ("the same of raw patches: shape", 100, " %"),
 }
 SHARES = [key for key, (_, factor, _) in ROWS.items() if factor == 100 and key[0] == "world"]
 
@@ -99,7 +101,7 @@ def draw(found: dict[tuple[str, str, str], list[float]], path: Path) -> None:
   axes.set_yticklabels([ROWS[key][0] for key in known])
   axes.invert_yaxis()
   axes.set(xlabel="% of worlds, or of pairs (chance: 50)", xlim=(0, 100))
-  axes.legend(fontsize=8)
+  axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
   figure.savefig(path, metadata={"Date": None})
 
 
