@@ -119,14 +119,14 @@ for name, sample in (("from words alone", everything), ("from its first frame", 
 # ## Inside: noise levels
 #
 # Sampling starts at level 1, pure noise, and steps down to 0, data. On the way the noisy latents
-# are a straight mixture of both. More tokens need more time at high noise: that is the shift.
+# are a straight mixture of both. More tokens need more time at high noise: that is the shift. The
+# last step is a long one: at low noise this small model adds more grain than detail.
 
 # %%
 tokens = len(everything.values)
 request = model.request()  # what the checkpoint uses where you say nothing
-levels = time.schedule(
-  request["steps"], time.LevelSampler(shift=request["shift"]).shift_for(tokens)
-)
+shift = time.LevelSampler(shift=request["shift"]).shift_for(tokens)
+levels = time.schedule(request["steps"], shift, **request["schedule"])
 noise = sampler.initial_noise(0, np.arange(1), *latents.shape[1:])
 middle = latents.shape[1] // 2
 
