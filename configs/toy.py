@@ -131,6 +131,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     config.text_from = config.init_from = "toy"
     config.model.split = True
     config.levels.update(shift=1.0, highest=0.65)
+    config.sampling.update(steps=30, schedule=dict(lowest=0.0))  # the levels that the first skips
     small = dict(square=0.5, wide=0.13, tall=0.13, strip=0.07, column=0.07, small=0.06)
     for name, shape in config.data.shapes.items():
       shape.share = small.get(name, 0.0)

@@ -256,7 +256,6 @@ class T2VRecipe:
     return others | {
       "transformer": self.config.model.to_dict(),
       "sampling": (SAMPLING if self.text is not None else self.source.config["sampling"])
-      | _sampling(self.config)
       | dict(
         frames=usual.frames,
         size=list(usual.size),
@@ -265,7 +264,8 @@ class T2VRecipe:
         tokens=max(self._tokens(name) for name in self.shares),
         shift=self.config.levels.shift,
         reference_tokens=self.config.levels.get("reference_tokens", LevelSampler.reference_tokens),
-      ),
+      )
+      | _sampling(self.config),
       "training": self.config.to_dict() | {"commit": commit()},
     }
 
@@ -297,7 +297,7 @@ class T2VRecipe:
     """The model of `text_from` with a second transformer, for the noise levels trained on."""
     folder = native.find(self.config.text_from)
     config = native.read_config(folder)
-    config["sampling"]["boundary"] = self.config.levels.highest
+    config["sampling"] |= _sampling(self.config) | dict(boundary=self.config.levels.highest)
     config["low"] = self.config.model.to_dict()
     config["low_training"] = self.config.to_dict() | {"commit": commit()}
     components = {name: native.read_component(folder, name) for name in ("vae", "transformer")}

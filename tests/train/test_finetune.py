@@ -133,4 +133,13 @@ def test_a_transformer_of_low_noise_needs_a_model_to_join():
   config.levels.highest = 0.65
   with pytest.raises(UserError, match="joins a model: name it in text_from"):
     t2v.build(config)
-  t2v.build(config_lib.load("configs/toy.py:low"))  # joins the shipped model
+
+
+def test_a_transformer_of_low_noise_joins_a_model_that_then_samples_its_levels(tmp_path):
+  recipe = t2v.build(config_lib.load("configs/toy.py:low"))
+  recipe.export({"dit": {"weight": np.zeros(1, np.float32)}}, tmp_path)
+  whole, found = (native.read_config(native.find(x)) for x in ("toy", tmp_path / "export"))
+  assert found["sampling"] == whole["sampling"] | dict(
+    boundary=0.65, steps=30, schedule={"lowest": 0.0}
+  )
+  assert found["low"]["split"] and found["transformer"] == whole["transformer"]

@@ -36,6 +36,7 @@ def config(folder, vae):
   for shape, (frames, size) in SHAPES.items():
     config.data.shapes[shape].update(frames=frames, size=size)
   config.train.preview_every = 4
+  config.sampling = dict(config.sampling, shift=4.0)  # not that of training
   return config
 
 
@@ -55,7 +56,8 @@ def test_the_path_ends_in_a_video(checkpoint, folder):
   assert stored["vae_training"][0]["recipe"] == "vae" and stored["training"]["recipe"] == "t2v"
   assert "ball" in stored["known_words"]
   assert stored["sampling"]["frames"] == 5 and stored["sampling"]["longest"] == 9
-  assert stored["sampling"]["steps"] == 20 and 0 < stored["sampling"]["schedule"]["lowest"] < 1
+  assert stored["sampling"]["shift"] == 4.0 and stored["sampling"]["steps"] == 20
+  assert 0 < stored["sampling"]["schedule"]["lowest"] < 1
 
 
 def test_mistakes_about_sampling_are_found_before_training():
