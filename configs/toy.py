@@ -67,8 +67,9 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     ),
     levels=dict(mean=0.0, std=1.0, shift=2.0, reference_tokens=80, uniform=0.1, highest=1.0),
     packing=dict(length=512, cond_rows=32, text_length=160),
-    # From level 0.5 straight to 0 (before the shift it is 1/3): finer steps leave grain.
-    sampling=dict(steps=20, schedule=dict(lowest=1 / 3)),
+    # From level 0.5 straight to 0 (before the shift it is 1/3): finer steps leave grain. The shift
+    # is that of sampling, whatever `levels` has for training.
+    sampling=dict(steps=20, shift=2.0, schedule=dict(lowest=1 / 3)),
     data=dict(
       cache="data/latents",
       batching="pack",  # or bucket, or pad: sora_jax/data/batches.py
@@ -131,6 +132,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     config.text_from = config.init_from = "toy"
     config.model.split = True
     config.levels.update(shift=1.0, highest=0.65)
+    del config.sampling.shift  # the first transformer's stays
     config.sampling.update(steps=30, schedule=dict(lowest=0.0))  # the levels that the first skips
     small = dict(square=0.5, wide=0.13, tall=0.13, strip=0.07, column=0.07, small=0.06)
     for name, shape in config.data.shapes.items():
