@@ -47,7 +47,7 @@ def get_config(arg: str = "levels") -> ConfigDict:
     ),
     optim=dict(
       name="muon", lr=1.5e-3, warmup=20, schedule="cosine", decay=0.01, clip=1.0, ema_decay=0.99,
-      muon_exclude="conv_in|conv_out|quant|shortcut|time",
+      muon_exclude="time",
     ),
     train=dict(
       steps=600, batch_size=16, accumulate=1, log_every=20, checkpoint_every=200,

@@ -4,7 +4,6 @@
   vae.safetensors        one file of weights per component
   transformer.safetensors
   training.jsonl         the log of the run that made it
-  vae.jsonl, low.jsonl   those of runs that trained its decoder, or a transformer of low noise
 
 A folder may hold some of the components only (an autoencoder has no transformer).
 """
@@ -171,38 +170,10 @@ def save(
     dtype: of the stored weights.
   """
   with written(folder, replace=True) as temporary:
-    _write(temporary, components, config, dtype)
+    for name, params in components.items():
+      flat = flatten(jax.device_get(params))
+      arrays = {path: np.ascontiguousarray(np.asarray(x).astype(dtype)) for path, x in flat.items()}
+      (temporary / f"{name}.safetensors").write_bytes(to_bytes(arrays))
+    write_json(temporary / "config.json", dict(config))
     for name, source in (files or {}).items():
       shutil.copyfile(source, temporary / name)
-
-
-def rewrite(
-  source: Path,
-  folder: str | os.PathLike[str],
-  components: Mapping[str, Params],
-  config: Mapping[str, Any],
-  logs: Mapping[str, Path],
-) -> None:
-  """Writes the checkpoint `source` to `folder` with other components and settings in it.
-
-  Args:
-    components, config: what is written in the place of what is there, or beside it.
-    logs: files, as far as they exist, that are added at the end of those there, by their names.
-  """
-  with written(folder, replace=True) as temporary:
-    shutil.copytree(source, temporary, dirs_exist_ok=True)
-    _write(temporary, components, read_config(source) | dict(config), ml_dtypes.bfloat16)
-    for name, log in logs.items():
-      if log.exists():
-        with (temporary / name).open("ab") as file:
-          file.write(log.read_bytes())
-
-
-def _write(
-  folder: Path, components: Mapping[str, Params], config: Mapping[str, Any], dtype: Any
-) -> None:
-  for name, params in components.items():
-    flat = flatten(jax.device_get(params))
-    arrays = {path: np.ascontiguousarray(np.asarray(x).astype(dtype)) for path, x in flat.items()}
-    (folder / f"{name}.safetensors").write_bytes(to_bytes(arrays))
-  write_json(folder / "config.json", dict(config))

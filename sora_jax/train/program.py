@@ -171,7 +171,7 @@ def build_recipe(config: ConfigDict) -> Recipe:
   except ModuleNotFoundError as e:
     if e.name != name:
       raise
-    known = "vae, decoder, t2v, dit, vjepa, vqvae, videogpt and oracle"
+    known = "vae, t2v, dit, vjepa, vqvae, videogpt and oracle"
     raise UserError(f"There is no recipe {config.recipe!r}; there are {known}.") from None
   return module.build(config)
 

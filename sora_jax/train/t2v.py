@@ -296,14 +296,14 @@ class T2VRecipe:
   def _export_low(self, params: Params, workdir: Path) -> None:
     """The model of `text_from` with a second transformer, for the noise levels trained on."""
     folder = native.find(self.config.text_from)
-    sampling = native.read_config(folder)["sampling"] | _sampling(self.config)
-    config = {"sampling": sampling | dict(boundary=self.config.levels.highest)}
+    config = native.read_config(folder)
+    config["sampling"] |= _sampling(self.config) | dict(boundary=self.config.levels.highest)
     config["low"] = self.config.model.to_dict()
     config["low_training"] = self.config.to_dict() | {"commit": commit()}
-    native.rewrite(
-      folder, workdir / "export", {"low": params["dit"]}, config,
-      {"low.jsonl": workdir / "metrics.jsonl"},
-    )  # fmt: skip
+    components = {name: native.read_component(folder, name) for name in ("vae", "transformer")}
+    logs = {"training.jsonl": folder / "training.jsonl", "low.jsonl": workdir / "metrics.jsonl"}
+    files = {name: log for name, log in logs.items() if log.exists()}
+    native.save(workdir / "export", components | {"low": params["dit"]}, config, files)
 
 
 def build(config: ConfigDict) -> T2VRecipe:

@@ -35,7 +35,7 @@ from sora_jax.models.vae_linear import PatchComponents, fit
 from sora_jax.parallel.sharding import constrain
 from sora_jax.provenance import commit
 from sora_jax.train.optim import path_mask
-from sora_jax.typing import Array, Latents, Params, PRNGKey, Scalar, Video
+from sora_jax.typing import Array, Params, PRNGKey, Scalar, Video
 
 PRINCIPAL_CLIPS = 320  # tens of thousands of patches, for at most a few thousand numbers each
 
@@ -77,16 +77,9 @@ class VAERecipe:
       params["vae"]["principal"] = self.principal
     if self.weights.adversarial:
       params["discriminator"] = self.discriminator.init(keys[2], video)["params"]
+    if self.config.init_from:
+      params["vae"] = native.load_params(self.config.init_from, "vae", params["vae"])
     return params
-
-  def read(self, key: PRNGKey) -> Params:
-    """Parameters with the autoencoder of `config.init_from`."""
-    params = jax.device_get(jax.jit(self.init)(key))
-    return params | {"vae": self.begin(params["vae"])}
-
-  def begin(self, fresh: Params) -> Params:
-    """The autoencoder of `config.init_from`, in the place of a fresh one."""
-    return native.load_params(self.config.init_from, "vae", fresh)
 
   @functools.cached_property
   def principal(self) -> Params:
@@ -101,7 +94,7 @@ class VAERecipe:
     w = self.weights
     video = to_float(batch["video"])
     keys = jax.random.split(key, 4)
-    mean, logvar = self.posterior(params, batch)
+    mean, logvar = self._apply(params, video, method="encode")
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(keys[0], mean.shape)
     if w.latent_noise:
       size = w.latent_noise * jax.random.uniform(keys[1], (len(z), 1, 1, 1, 1)) * jnp.std(mean)
@@ -109,10 +102,8 @@ class VAERecipe:
     made = self._apply(params, z, method="decode")
 
     terms = {"l1": jnp.mean(jnp.abs(video - made))}
-    total = terms["l1"]
-    if w.kl:
-      terms["kl"] = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar)
-      total += w.kl * terms["kl"]
+    terms["kl"] = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar)
+    total = terms["l1"] + w.kl * terms["kl"]
     if w.lpips:
       terms["lpips"] = self._lpips(video, made, keys[3])
       total += w.lpips * terms["lpips"]
@@ -125,10 +116,6 @@ class VAERecipe:
       total += w.adversarial * terms["generator"] + terms["discriminator"]
     terms["psnr"] = -10 * jnp.log10(jnp.mean((video - jnp.clip(made, -1, 1)) ** 2) / 4)
     return total, terms
-
-  def posterior(self, params: Params, batch: Any) -> tuple[Latents, Latents]:
-    """Mean and log variance of a batch's latents."""
-    return self._apply(params, to_float(batch["video"]), method="encode")
 
   def _apply(self, params: Params, x: Array, method: str) -> Any:
     return self.vae.apply({"params": params["vae"]}, x, method=method)
@@ -174,32 +161,28 @@ class VAERecipe:
 
   def preview(self, params: Params, key: PRNGKey) -> dict[str, np.ndarray]:
     """Clips of the training data on the left, their reconstructions on the right."""
-    batch = next(self.dataset(0, 1))
-    batch = {name: batch[name][:4] for name in self.batch()}
-    made = to_uint8(self._reconstruct(params, batch))
-    both = np.stack([batch["video"], made])
-    return {"reconstruction": rearrange(both, "s b t h w c -> t (b h) (s w) c")}
+    clips = next(self.dataset(0, 1))["video"][:4]
+    made = to_uint8(self._reconstruct(params, to_float(clips)))
+    return {"reconstruction": rearrange(np.stack([clips, made]), "s b t h w c -> t (b h) (s w) c")}
 
   @functools.partial(jax.jit, static_argnums=0)
-  def _reconstruct(self, params: Params, batch: Any) -> Video:
-    return self._apply(params, self.posterior(params, batch)[0], method="decode")
+  def _reconstruct(self, params: Params, video: Video) -> Video:
+    mean, _ = self._apply(params, video, method="encode")
+    return self._apply(params, mean, method="decode")
 
   def export(self, params: Params, workdir: Path) -> None:
-    """Writes the autoencoder as a checkpoint folder."""
-    native.save(workdir / "export", {"vae": params["vae"]}, self.description(params))
-
-  def description(self, params: Params) -> dict[str, Any]:
-    """What config.json says of the autoencoder, with the statistics of its latents.
+    """Writes the autoencoder as a checkpoint folder, with the statistics of its latents.
 
     `vae_training` there lists the configs of the runs that made it, this one last.
     """
     mean, std = self.statistics(params)
     before = self.config.init_from
     runs = native.read_config(native.find(before)).get("vae_training", []) if before else []
-    return {
+    config = {
       "vae": self.config.model.to_dict() | dict(latent_mean=mean, latent_std=std),
       "vae_training": [*runs, self.config.to_dict() | {"commit": commit()}],
     }
+    native.save(workdir / "export", {"vae": params["vae"]}, config)
 
   def statistics(self, params: Params, batches: int = 8) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per latent channel over training batches.
@@ -232,17 +215,14 @@ def halve(x: Array) -> Array:
   return reduce(x, "b t (h q) (w r) c -> b t h w c", "mean", q=2, r=2)
 
 
-def modules(config: ConfigDict) -> dict[str, Any]:
-  """What a recipe of an autoencoder is made of, by its config."""
+def build(config: ConfigDict) -> VAERecipe:
+  """The recipe of a config."""
   weights = config_lib.build(Weights, config.loss)
-  return dict(
+  return VAERecipe(
+    config=config,
     vae=config_lib.build(VideoVAE, config.model),
     discriminator=PatchDiscriminator(),
     weights=weights,
     lpips=LPIPS.load("vgg") if weights.lpips else None,
+    trainable=config.trainable,
   )
-
-
-def build(config: ConfigDict) -> VAERecipe:
-  """The recipe of a config."""
-  return VAERecipe(config=config, trainable=config.trainable, **modules(config))
