@@ -15,8 +15,8 @@ On your own videos (mp4 files with captions in .txt files beside them):
 
 (or hold out a folder: `--config.data.validation.sources.folder.path`, and the weights alike).
 
-To go on from what ships, on other worlds, most of them square, and at higher noise (20 minutes and
-ten for the worlds; the last run of `toy`):
+To go on from what ships, on worlds it has not seen, most of them square, and at higher noise (20
+minutes, and four for the worlds; the last run of `toy`, but for its seeds, which were 3):
 
   sora-jax train --config=configs/toy.py:more --workdir runs/more
 
@@ -133,7 +133,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     config.packing.update(length=160, cond_rows=16, text_length=80)
     config.data.samples, config.train.batch_size = 38, 14
   elif arg == "more":
-    config.init_from, config.seed = "toy", 3
+    config.init_from, config.seed = "toy", 4
     config.data.sources.worlds.seed = config.seed
     config.data.shapes.loops.sources.worlds.seed = config.seed
     for name, shape in config.data.shapes.items():
