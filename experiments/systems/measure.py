@@ -79,12 +79,14 @@ def lines(
 ) -> Iterator[dict[str, Any]]:
   """A line for each number of a suite."""
   system, folder = SYSTEMS[name][0], native.find(checkpoint(name, runs))
-  # The config of what ships is that of the last of eight runs (README.md).
+  # The config of what ships is that of its last run alone (README.md).
   spent = None if name == TOY else training_flops(folder)
   fixed = {"seed": seed, "params": parameters(folder), "flops": spent, "commit": document["commit"]}
   for metric, number in flat(document["metrics"]):
     value = number.get("mean", number.get("median"))
-    spread = {key: number[key] for key in ("low", "high", "std", "n") if key in number}
+    spread = {
+      key: number[key] for key in ("low", "high", "q25", "q75", "std", "n") if key in number
+    }
     line = {"system": system, "checkpoint": name, "suite": suite, "metric": metric, "value": value}
     yield line | spread | fixed
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from math import nan
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -96,11 +97,14 @@ def draw(found: dict[tuple[str, str, str], list[float]], path: Path) -> None:
   height = 0.8 / len(bars)
   for i, (name, values) in enumerate(bars.items()):
     places = [row + i * height for row in range(len(known))]
-    axes.barh(places, [100 * mean(x) if x else 0 for x in values], height, label=name)
+    axes.barh(places, [100 * mean(x) if x else nan for x in values], height, label=name)
+    for place, value in zip(places, values, strict=True):
+      if not value:
+        axes.text(0.5, place, "not asked", va="center", fontsize=5, color="grey")
   axes.set_yticks([row + 0.4 - height / 2 for row in range(len(known))])
   axes.set_yticklabels([ROWS[key][0] for key in known])
   axes.invert_yaxis()
-  axes.set(xlabel="% of worlds, or of pairs (chance: 50)", xlim=(0, 100))
+  axes.set(xlabel="% of worlds, or of pairs (chance of these: 50)", xlim=(0, 100))
   axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
   figure.savefig(path, metadata={"Date": None})
 

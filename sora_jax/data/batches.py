@@ -1,6 +1,7 @@
 """Encoded clips to batches of about one number of tokens, three ways.
 
-  pack    samples of any size share sequences of one length: one program
+  pack    samples of any size share sequences of one length: one program; or, where the packer cuts
+          its sequences, shapes that fit into the parts share those, in batches of their own: two
   bucket  a batch holds samples of one grid, one in each sequence: a program per grid
   pad     one sample in each sequence, all of one length: one program
 
@@ -106,13 +107,32 @@ class Batches:
     return (t + alone) * h * w
 
   def _packed(self, part: Part) -> tuple[Callable, int]:
-    clips = part(self._mixed(self.mixture), self.samples)
-    pack = functools.partial(_pack, packer=self.packer, prompts=self.prompts)
-    return lambda o: clips.to_iter_dataset(o).batch(self.samples, batch_fn=pack), 2 * self.samples
+    short = self.packer.cut()
+    groups: dict[Packer, list[str]] = {}
+    for name in self.shares:
+      fits = self._length(name, image=False) <= short.length
+      groups.setdefault(short if fits else self.packer, []).append(name)
+    parts, weights = [], []
+    for packer, names in groups.items():
+      # As many samples as make about as many tokens.
+      samples = round(self.samples * self._tokens(list(self.shares)) / self._tokens(names))
+      pack = functools.partial(_pack, packer=packer, prompts=self.prompts)
+      clips = part(self._mixed(names), samples)
+      parts.append(clips.batch(samples, drop_remainder=True, batch_fn=pack))
+      weights.append(sum(self.shares[name] for name in names) / samples)
+    return grain.MapDataset.mix(parts, weights).to_iter_dataset, 2
+
+  def _tokens(self, names: Sequence[str]) -> float:
+    """Mean tokens of a sample of some shapes, but for what is known and encoded alone."""
+    images, total = self.mixture.images, 0.0
+    for name in names:
+      t, h, w = grid_shape(self.caches[name][0]["latents"].shape[:3], self.patch)
+      total += self.shares[name] * h * w * (images + (1 - images) * t)
+    return total / sum(self.shares[name] for name in names)
 
   def _padded(self, part: Part) -> tuple[Callable, int]:
     rows = self.packer.rows
-    clips = part(self._mixed(self.mixture), rows)
+    clips = part(self._mixed(list(self.shares)), rows)
     lay = self._alone(rows, self.packer.length, self.packer.cond_rows)
     return lambda o: clips.to_iter_dataset(o).batch(rows, batch_fn=lay), 2 * rows
 
@@ -132,10 +152,10 @@ class Batches:
     mixed = grain.MapDataset.mix(parts, weights)
     return mixed.to_iter_dataset, 2
 
-  def _mixed(self, mixture: Mixture) -> grain.MapDataset:
-    names = sorted(self.shares)
-    parts = [self._drawn(name, number, mixture) for number, name in enumerate(names)]
-    return grain.MapDataset.mix(parts, [self.shares[name] for name in names])
+  def _mixed(self, names: Sequence[str]) -> grain.MapDataset:
+    numbers = {name: number for number, name in enumerate(sorted(self.shares))}
+    parts = [self._drawn(name, numbers[name], self.mixture) for name in sorted(names)]
+    return grain.MapDataset.mix(parts, [self.shares[name] for name in sorted(names)])
 
   def _drawn(self, name: str, number: int, mixture: Mixture) -> grain.MapDataset:
     clips = grain.MapDataset.source(self.caches[name]).seed(self.seed + number).shuffle()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import ml_dtypes
@@ -21,6 +21,7 @@ class Packer:
     rows: sequences of a batch. length: tokens of a sequence.
     cond_rows, text_length: room for conditioning rows and word pieces in a sequence.
     text_width: of the states that the samples' prompts have already; 0: they have none.
+    short: parts that a sequence may be cut into, see `cut`.
   """
 
   rows: int
@@ -28,6 +29,19 @@ class Packer:
   cond_rows: int
   text_length: int
   text_width: int = 0
+  short: int = 1
+
+  def cut(self) -> Packer:
+    """One with as many tokens in sequences `short` times as short, and as many times more of them.
+
+    Where attention computes all pairs of tokens of a sequence, those of different samples included,
+    as XLA's does, it costs as many times less.
+    """
+    n = self.short
+    return replace(
+      self, rows=self.rows * n, length=self.length // n, cond_rows=self.cond_rows // n,
+      text_length=self.text_length // n, short=1,
+    )  # fmt: skip
 
   def assign(self, samples: Sequence[Sample], prompts: Prompts) -> list[list[int]]:
     """Which samples go into which sequence: best fit, longest first.

@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +23,16 @@ from sora_jax.data.pipeline import Source
 from sora_jax.errors import UserError
 from sora_jax.evals import i3d, realism, reference
 from sora_jax.evals.memorisation import MOTION
-from sora_jax.evals.reference import BATCH, FRAMES, SEED, SIZE, Clips, batches
+from sora_jax.evals.reference import BATCH, FRAMES, SEED, SIZE, Clips
 from sora_jax.typing import UInt8
 from sora_jax.worlds import VOCABULARY, WorldSource
 from sora_jax.worlds.reading import read
 
 LEAST = realism.LEAST
 LEAST_SIDE = MOTION[1]  # pixels: the cells of the finest grid that clips are averaged over
+# What `data.codes.cache` is told of its clips.
+ENCODED = ("sources", "clips", "frames", "size", "fps")
+LOOKED_AT = 400  # worlds for each that is to show one thing of a certain colour and shape
 SEARCHED = 40  # so many times as many training clips as samples are searched, at most
 
 
@@ -171,8 +175,12 @@ def of_videos(model: VideoSampler, count: int, seed: int) -> Exhibit:
 
 
 def of_classes(model: ClassSampler, count: int, seed: int) -> Exhibit:
-  """Images of a model of classes, as many of each class as of the others, up to one."""
-  chosen = [i % len(model.classes) for i in range(count)]
+  """Images of a model of classes, as many of each class as of the others, up to one.
+
+  Of fewer than there are classes, any of them, by the seed.
+  """
+  order = np.random.default_rng(seed).permutation(len(model.classes))
+  chosen = [int(order[i % len(order)]) for i in range(count)]
   print(f"sampling {count} images", file=sys.stderr)
   clips = model.sample(chosen, seed=seed, progress=True)[:, None]
   prompts = [model.classes[i] for i in chosen]
@@ -223,20 +231,43 @@ class Real:
 
 
 class _SingleObjects:
-  """The worlds of a source that show one object: what models of classes are trained on."""
+  """The worlds of a source that show one object: what models of classes are trained on.
 
-  def __init__(self, source: WorldSource, count: int):
-    singles = (i for i in range(len(source)) if source.spec(i).labels["count"] == 1)
-    self.source, self.indices = source, list(itertools.islice(singles, count))
+  Args:
+    asked: colour and shape of each in turn, over and over; None takes them as they come.
+
+  Raises:
+    UserError: there are not so many in the source.
+  """
+
+  def __init__(
+    self, source: WorldSource, count: int, asked: Sequence[Mapping[str, Any]] | None = None
+  ):
+    missing = Counter(_class(asked[i % len(asked)]) if asked else None for i in range(count))
+    self.source, self.indices = source, list[int]()
+    for index in range(len(source)):
+      if len(self.indices) == count:
+        break
+      labels = source.spec(index).labels
+      kind = _class(labels) if asked else None
+      if labels["count"] == 1 and missing[kind]:
+        missing[kind] -= 1
+        self.indices.append(index)
+    if len(self.indices) < count:
+      raise UserError(f"Of {len(source)} worlds too few show one thing as asked: ask for fewer.")
 
   def __len__(self) -> int:
     return len(self.indices)
 
   def __repr__(self) -> str:
-    return f"_SingleObjects({self.source!r}, {len(self)})"
+    return f"_SingleObjects({self.source!r}, {self.indices})"
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self.source[self.indices[index]]
+
+
+def _class(labels: Mapping[str, Any]) -> tuple[str, str]:
+  return labels["colour"], labels["shape"]
 
 
 def real_worlds(exhibit: Exhibit, seed: int, config: Mapping[str, Any] | None = None) -> Real:
@@ -244,7 +275,7 @@ def real_worlds(exhibit: Exhibit, seed: int, config: Mapping[str, Any] | None = 
 
   Args:
     config: of the checkpoint, if it has one: names its training clips (see `training`). If they
-      cannot be had, a warning says so, and they are left out.
+      cannot be had, a line on stderr says so, and they are left out.
 
   Raises:
     UserError: a shape that cannot be rendered.
@@ -253,14 +284,16 @@ def real_worlds(exhibit: Exhibit, seed: int, config: Mapping[str, Any] | None = 
   shape = exhibit.frames, exhibit.height, exhibit.width, exhibit.fps
   searched = None
   try:
-    searched = training(config or {}, *shape, SEARCHED * count)
+    searched = training(config or {}, *shape[:3], SEARCHED * count)
+    if searched is None:
+      print("note: no search for copies: no one says what was trained on", file=sys.stderr)
   except UserError as error:  # the data of training need not be here
     print(f"warning: no search for copies of training clips: {error}", file=sys.stderr)
   if exhibit.frames > 1:
     return Real(*reference.worlds(count, seed, *shape), searched)
-  many = reference.worlds(4 * count, seed, *shape)  # about two in five show one object
+  many = reference.worlds(LOOKED_AT * count, seed, *shape)
   totals = reference.TIMES * count, count
-  singles = [_SingleObjects(s, n) for s, n in zip(many, totals, strict=True)]
+  singles = [_SingleObjects(s, n, exhibit.asked) for s, n in zip(many, totals, strict=True)]
   return Real(singles[0], singles[1], searched)
 
 
@@ -289,26 +322,29 @@ def real_files(exhibit: Exhibit, folder: str | os.PathLike[str]) -> Real:
 
 
 def training(
-  config: Mapping[str, Any], frames: int, height: int, width: int, fps: float, limit: int
-) -> tuple[Iterator[Clips], int]:
+  config: Mapping[str, Any], frames: int, height: int, width: int, limit: int
+) -> tuple[Iterator[Clips], int] | None:
   """Clips that a checkpoint was trained on, and how many: at most `limit`.
 
-  Those of the shape in its config's `training.data.shapes` that has these frames and this size, in
-  the order in which they were encoded. Where there is none (a model of another recipe, a folder of
-  files), those that `configs/toy.py` draws from or, of images, `configs/dit_toy.py`.
+  Those that its config says were encoded, in that order: of the shape in `training.data.shapes`
+  that has these frames and this size, or, where `training.data` itself is a shape, of that. None if
+  there is no such shape (the config of a recipe that encodes nothing, or none at all).
 
   Raises:
     UserError: the sources that the config names are not there.
   """
   data = config.get("training", {}).get("data", {})
-  for shape in data.get("shapes", {}).values():
-    if (shape["frames"], *shape["size"]) == (frames, height, width) and not shape["loop"]:
-      settings = {key: x for key, x in shape.items() if key not in ("share", "sources")}
-      settings |= dict(size=(height, width), seed=config["training"]["seed"])
-      settings["sources"] = shape.get("sources", data["sources"])
-      total = min(limit, shape["clips"])
-      windows = encode.windows(settings, BATCH)
-      pieces = (batch["video"] for batch in itertools.islice(windows, -(-total // BATCH)))
-      return (clips[: total - i * BATCH] for i, clips in enumerate(pieces)), total
-  source = WorldSource(min(limit, 10_000), int(frames > 1), "train", frames, height, width, fps)
-  return (clips for _, clips in batches(source, "training clips")), len(source)
+  own = [{key: data[key] for key in ENCODED if key in data}]
+  for shape in (*data.get("shapes", {}).values(), *own):
+    if (shape.get("frames"), *shape.get("size", ())) != (frames, height, width):
+      continue
+    if shape.get("loop"):
+      continue
+    settings = {key: x for key, x in shape.items() if key != "share"}
+    settings |= dict(size=(height, width), seed=config["training"]["seed"])
+    settings["sources"] = shape.get("sources", data["sources"])
+    total = min(limit, shape["clips"])
+    windows = encode.windows(settings, BATCH)
+    pieces = (batch["video"] for batch in itertools.islice(windows, -(-total // BATCH)))
+    return (clips[: total - i * BATCH] for i, clips in enumerate(pieces)), total
+  return None

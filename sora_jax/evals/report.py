@@ -15,6 +15,7 @@ import numpy as np
 from sora_jax.errors import UserError
 
 Number = dict[str, Any]
+SPREADS = (("low", "high"), ("q25", "q75"))  # a 95 % interval of the number; quartiles of the clips
 
 
 @dataclass
@@ -25,9 +26,9 @@ class Results:
   rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-def proportion(flags: Iterable[bool]) -> Number:
-  """Share of true flags with Wilson's 95 % interval (Wilson 1927)."""
-  values = [bool(flag) for flag in flags]
+def proportion(flags: Iterable[float]) -> Number:
+  """Share of true flags (of ties, halves) with Wilson's 95 % interval (Wilson 1927)."""
+  values = [float(flag) for flag in flags]
   n = len(values)
   if not n:
     return {"mean": None, "n": 0}
@@ -48,8 +49,8 @@ def median(values: Iterable[float]) -> Number:
   x = np.array([value for value in values if not np.isnan(value)])
   if not len(x):
     return {"median": None, "n": 0}
-  low, middle, high = np.quantile(x, [0.25, 0.5, 0.75])
-  return {"median": float(middle), "low": float(low), "high": float(high), "n": len(x)}
+  lower, middle, upper = np.quantile(x, [0.25, 0.5, 0.75])
+  return {"median": float(middle), "q25": float(lower), "q75": float(upper), "n": len(x)}
 
 
 def flat(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Number]]:
@@ -70,8 +71,9 @@ def table(metrics: Mapping[str, Any]) -> str:
   for name, number in flat(metrics):
     value = number["mean"] if "mean" in number else number["median"]
     shown = "-" if value is None or math.isnan(value) else f"{value:.4g}"
-    if "low" in number:
-      spread = f"{number['low']:.4g} .. {number['high']:.4g}"
+    ends = next((pair for pair in SPREADS if pair[0] in number), None)
+    if ends:
+      spread = " .. ".join(f"{number[end]:.4g}" for end in ends)
     else:
       std = number.get("std")
       spread = "" if std is None or math.isnan(std) else f"± {std:.3g}"

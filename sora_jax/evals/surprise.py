@@ -27,6 +27,7 @@ from sora_jax.typing import Float, Params, UInt8, Video
 from sora_jax.worlds.impossible import Pair
 
 Scorer = Callable[[UInt8[np.ndarray, "b t h w 3"]], Float[np.ndarray, "b s"]]
+ALIKE = 1e-4  # of surprise, relative: what rounding makes of two moments that are the same
 FUTURE = "future"  # the kind of mask that training asks for the future with
 
 
@@ -99,8 +100,10 @@ class Surprise:
 def expectation(scorer: Scorer, pairs: Iterable[Pair]) -> Results:
   """Share of pairs whose impossible clip surprises more, by its largest and by its mean surprise.
 
-  Chance is one half; a scorer that finds both clips alike gets 0. Metrics are "max" and "mean", of
-  all pairs, of each setting ("hidden", "open") and of each kind; rows hold both numbers of a pair.
+  Of moments that the clips of a pair have in common, which surprise alike, neither is taken: the
+  largest one would often be such. A pair of which nothing else is left is a tie and counts half, so
+  that chance is one half whatever the scorer. Metrics are "max" and "mean", of all pairs, of each
+  setting ("hidden", "open") and of each kind; rows hold both numbers of a pair.
   """
   rows: list[dict[str, Any]] = []
   remaining = iter(pairs)
@@ -110,8 +113,9 @@ def expectation(scorer: Scorer, pairs: Iterable[Pair]) -> Results:
       some, rearrange(scorer(clips), "(b two) s -> b two s", two=2), strict=True
     ):
       row: dict[str, Any] = {"id": pair.id, "kind": pair.kind, "event": pair.event}
+      own = ~np.isclose(scores[0], scores[1], rtol=ALIKE, atol=0)
       for name, reduce in (("max", np.max), ("mean", np.mean)):
-        possible, impossible = (float(reduce(x)) for x in scores)
+        possible, impossible = (float(reduce(x[own])) if own.any() else 0.0 for x in scores)
         row[name] = {"possible": possible, "impossible": impossible}
       rows.append(row)
   return Results(told_apart(rows), rows)
@@ -124,7 +128,7 @@ def told_apart(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Number]
   return {
     name: {
       group: proportion(
-        row[name]["impossible"] > row[name]["possible"]
+        float(np.heaviside(row[name]["impossible"] - row[name]["possible"], 0.5))
         for row in rows
         if group in ("all", row["kind"], row["kind"].partition("_")[0])
       )

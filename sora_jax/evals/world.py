@@ -33,7 +33,7 @@ from sora_jax.worlds.impossible import ImpossiblePairs, Pair
 
 SYSTEM = "system"  # what is measured, among the controls
 CEILING = "truth, reconstructed"  # by the system's own autoencoder: the best that it could do
-TRAINED = 128  # training clips among which the nearest is looked for
+SEARCHED = 128  # training clips among which the nearest is looked for
 PAIRS = 2  # times the count: one takes less time than a continuation
 SHARES = (0.25, 0.5)  # of the frame that distractors cover
 PAIR_FRAMES = 17
@@ -50,7 +50,7 @@ def controls(test: Test, worlds: Sequence[World]) -> dict[str, Continuer]:
   clips = [world.video for world in worlds]
   return {
     "truth": Truth(clips), "frozen": Frozen(), "linear": Linear(), "shuffled": Shuffled(clips),
-    "nearest": Nearest(nearest_of(test.scenes, test.frames, TRAINED)),
+    "nearest": Nearest(nearest_of(test.scenes, test.frames, SEARCHED)),
   }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def expectations(
 
   By the largest and by the mean surprise of a clip; chance is one half. Under distractors it is
   pairs that happen on the floor, which the bands leave in sight. `Truth` is told the possible clip
-  of each pair.
+  of each pair, its distractors included.
 
   Args:
     system: None for the controls alone. plain: pairs without distractors.
@@ -189,12 +189,13 @@ def pairs(count: int, seed: int) -> list[Pair]:
 
 
 def disturbed(pair: Pair, share: float, seed: int) -> Pair:
-  """A pair with the same distractor on both its clips."""
+  """A pair with distractors on its clips: the same until they part, or they would cancel out."""
   number = int(pair.id.rpartition("-")[2])
-  possible, impossible = (
-    distracted(clip, share, np.random.default_rng([seed, number]))
-    for clip in (pair.possible, pair.impossible)
+  possible, common, own = (
+    distracted(clip, share, np.random.default_rng([seed, number, draw]))
+    for clip, draw in ((pair.possible, 0), (pair.impossible, 0), (pair.impossible, 1))
   )
+  impossible = np.concatenate([common[: pair.event], own[pair.event :]])
   return dataclasses.replace(pair, possible=possible, impossible=impossible)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ KNOWN = 5  # frames that are given
 SEED = 1_700_000
 LEAST = 8  # pixels: of fewer nobody can say where a thing is
 LOST = SIZE / 2  # px: how far off a thing counts that is not there
+TRAINED = 10_000  # training worlds
 TRIES = 400  # worlds looked at for each that fits
 
 
@@ -169,7 +171,15 @@ def still_lifes(count: int, seed: int, frames: int, most: int = 6) -> list[World
   return found
 
 
-def nearest_of(scenes: tuple[str, ...], frames: int, count: int) -> Callable[[], Any]:
-  """Training clips of these scenes, rendered when they are asked for, for `Nearest`."""
-  source = WorldSource(count, 0, "train", frames, scenes=scenes)
-  return lambda: (source[i]["video"] for i in range(count))
+def nearest_of(scenes: tuple[str, ...], frames: int, count: int) -> Callable[[], Iterator[Clip]]:
+  """Training clips of these scenes, rendered when they are asked for, for `Nearest`.
+
+  The first such worlds of seed 0, from which `experiments/systems` takes its 10,000.
+  """
+  source = WorldSource(TRAINED, 0, "train", frames)
+
+  def clips() -> Iterator[Clip]:
+    those = (i for i in range(TRAINED) if source.spec(i).scene in scenes)
+    return (source[i]["video"] for i in islice(those, count))
+
+  return clips

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sora_jax.models.matmul import product
 from sora_jax.typing import Array, Bool, Float, Int
 
 # The name of attention's results: a remat policy that saves them does not run attention again.
@@ -90,7 +91,7 @@ def forward(
     share = jnp.exp(scores - top)  # 0 of what is not seen, also where nothing is
     mass = jnp.sum(share, axis=-1, keepdims=True)
     found = jnp.where(mass > 0, mass, 1.0)
-    out = _product("bknm,bkmd->bknd", share.astype(v.dtype), v) / found
+    out = product("bknm,bkmd->bknd", share.astype(v.dtype), v) / found
     return out.astype(dtype), jnp.where(mass > 0, top + jnp.log(found), UNSEEN)
 
   cut = _Cut(q.shape[1])
@@ -123,12 +124,12 @@ def backward(
     with jax.named_scope(RECOMPUTED):
       scores = _scores(q, k, who)
     share = jnp.exp(scores - jnp.maximum(lse, UNSEEN / 2))
-    dscores = share * (_product("bknd,bkmd->bknm", dout, v) - delta) * scale
+    dscores = share * (product("bknd,bkmd->bknm", dout, v) - delta) * scale
     share, dscores = share.astype(k.dtype), dscores.astype(k.dtype)
     # Turned is what is small: a product over the first of two large axes is a slow one.
-    dk = _product("bkdn,bknm->bkdm", jnp.swapaxes(q, 2, 3), dscores)
-    dv = _product("bkdn,bknm->bkdm", jnp.swapaxes(dout, 2, 3), share)
-    return (sums[0] + dk, sums[1] + dv), _product("bknm,bkmd->bknd", dscores, k).astype(dtype)
+    dk = product("bkdn,bknm->bkdm", jnp.swapaxes(q, 2, 3), dscores)
+    dv = product("bkdn,bknm->bkdm", jnp.swapaxes(dout, 2, 3), share)
+    return (sums[0] + dk, sums[1] + dv), product("bknm,bkmd->bknd", dscores, k).astype(dtype)
 
   cut = _Cut(q.shape[1])
   of_queries = _heads_first(q, heads), _heads_first(dout, heads), lse[..., None], delta[..., None]
@@ -182,9 +183,5 @@ def _flat(x: Float[Array, "b k n d"]) -> Float[Array, "b n kd"]:
 
 
 def _scores(q: Array, k: Array, who: Who) -> Float[Array, "b k n m"]:
-  scores = _product("bknd,bkmd->bknm", q, k) * q.shape[-1] ** -0.5
+  scores = product("bknd,bkmd->bknm", q, k) * q.shape[-1] ** -0.5
   return jnp.where(visible(*who)[:, None], scores, UNSEEN)
-
-
-def _product(spec: str, x: Array, y: Array) -> Array:
-  return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from sora_jax.models import lora
 from sora_jax.models.conv import streaming
+from sora_jax.models.matmul import linear
 from sora_jax.models.patch import rotate
 from sora_jax.parallel.attention import attend
 from sora_jax.parallel.sharding import constrain, gather
@@ -74,7 +75,8 @@ class Dense(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
     kernel = self._used("kernel", kernel)
     x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    y = x @ kernel if bias is None else x @ kernel + bias
+    y = linear(x, kernel)
+    y = y if bias is None else y + bias
     if not self.has_variable("params", "lora_down"):
       return y
     down, up, alpha = (self.get_variable("params", name) for name in lora.NAMES)

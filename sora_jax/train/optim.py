@@ -171,14 +171,20 @@ def orthogonalize(x: Float[Array, "*b m n"]) -> Float[Array, "*b m n"]:
   """U V^T of each matrix U S V^T, up to singular values in about [0.7, 1.2].
 
   Five quintic Newton-Schulz steps, X <- X (a + b G + c G^2) with G = X^T X. Each G is a polynomial
-  in the first one, so the steps are taken on it alone and X, many times as tall as wide in a
-  convolution, is read twice instead of ten times.
+  in the first one. So where X is taller than wide, many times in a convolution, the steps are taken
+  on it alone and X is read twice instead of ten times; near a square that takes more products.
   """
-  if x.shape[-2] < x.shape[-1]:
+  rows, columns = x.shape[-2:]
+  if rows < columns:
     return orthogonalize(x.mT).mT
   a, b, c = 3.4445, -4.775, 2.0315  # Jordan's: steepest at 0
   with jax.default_matmul_precision("highest"):  # in bfloat16 eigenvalues near 0 turn negative
     x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8)
+    if rows < 1.5 * columns:
+      for _ in range(5):
+        gram = x.mT @ x
+        x = a * x + x @ (b * gram + c * (gram @ gram))
+      return x
     gram = x.mT @ x
     total = eye = jnp.eye(x.shape[-1], dtype=x.dtype)
     for _ in range(5):

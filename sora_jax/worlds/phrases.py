@@ -21,15 +21,15 @@ def undirected(motion: str) -> str:
 
 
 SHAPES: dict[str, Choices] = {
-  "ball": _table("sphere", "orb|round ball"),
-  "cube": _table("box", "block|square box"),
-  "cylinder": _table("drum", "cylindrical can|round column"),
-  "cone": _table("pointed cone", "cone shape"),
-  "capsule": _table("pill", "pill shape|rounded capsule"),
+  "ball": _table("sphere|globe|round sphere", "orb|round ball"),
+  "cube": _table("box|square cube", "block|square box"),
+  "cylinder": _table("drum|barrel|round drum", "cylindrical can|round column"),
+  "cone": _table("pointed cone|tapered cone", "cone shape"),
+  "capsule": _table("pill|medicine pill|lozenge", "pill shape|rounded capsule"),
 }
 SIZES: dict[str, Choices] = {
-  "small": _table("small|little", "tiny"),
-  "large": _table("large|big", "huge"),
+  "small": _table("small|little|miniature", "tiny"),
+  "large": _table("large|big|giant", "huge"),
 }
 NUMBERS: dict[int, Choices] = {
   3: _table("three", "3"),
@@ -37,8 +37,8 @@ NUMBERS: dict[int, Choices] = {
 }
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 TOWERS = _table("a stack|a tower", "a pile|a tall stack")
-ROLLS = _table("rolls|rolls|moves|goes", "travels")
-SLIDES = _table("slides|slides|moves|goes", "glides|travels")
+ROLLS = _table("rolls|rolls|moves|goes|wanders", "travels")
+SLIDES = _table("slides|slides|moves|goes|shifts", "glides|travels")
 
 EVENTS: dict[str, Choices] = {
   "across": _table(
@@ -48,7 +48,16 @@ EVENTS: dict[str, Choices] = {
     "to the {side} {goes} {main}|"
     "we see how {main} {goes} {side}|"
     "from the {other}, {main} {goes} to the {side}|"
-    "{main} makes its way to the {side}",
+    "{main} makes its way to the {side}|"
+    "{main} is moving to the {side}|"
+    "in the {side} direction {goes} {main}|"
+    "watch {main} move {side}|"
+    "a video of {main} moving to the {side}|"
+    "{main} drifts to the {side}|"
+    "{side} is where {main} {goes}|"
+    "{main} comes from the {other} and {goes} {side}|"
+    "{main} starts on the {other} and ends on the {side}|"
+    "there is {main} that {goes} to the {side}",
     "{main} {goes} off toward the {side}|{main} crosses the scene from {other} to {side}|"
     "going {side}: {main}|{main} heads to the {side} side",
   ),
@@ -57,7 +66,15 @@ EVENTS: dict[str, Choices] = {
     "{main} comes closer to the camera|"
     "{main} gets nearer to the camera|"
     "towards us {goes} {main}|"
-    "{main} {goes} closer and closer",
+    "{main} {goes} closer and closer|"
+    "{main} is moving toward us|"
+    "a video of {main} coming toward the camera|"
+    "{main} advances toward the viewer|"
+    "{main} grows larger as it comes near|"
+    "{main} {goes} forward, to the camera|"
+    "there is {main} that {goes} toward us|"
+    "from far off {main} comes near|"
+    "closer to us {goes} {main}",
     "{main} approaches the camera|{main} {goes} from the back to the front|{main} is coming at us",
   ),
   "away": _table(
@@ -65,7 +82,15 @@ EVENTS: dict[str, Choices] = {
     "{main} {goes} away into the distance|{main} {goes} off to the back|"
     "{main} moves off into the background|"
     "away from us {goes} {main}|"
-    "{main} gets smaller as it {goes} away",
+    "{main} gets smaller as it {goes} away|"
+    "{main} is moving away from us|"
+    "a video of {main} moving away from the camera|"
+    "{main} recedes into the distance|"
+    "{main} shrinks as it {goes} into the distance|"
+    "there is {main} that {goes} away from the camera|"
+    "{main} withdraws from the camera|"
+    "{main} {goes} backward, away from the viewer|"
+    "farther from us {goes} {main}",
     "{main} leaves the viewer and goes into the distance|"
     "{main} {goes} from the front to the back|{main} goes further and further away",
   ),
@@ -75,7 +100,15 @@ EVENTS: dict[str, Choices] = {
     "{main} plunges to the floor|"
     "{main} comes down from above|"
     "high up, {main} begins to fall|"
-    "through the air {main} falls to the floor",
+    "through the air {main} falls to the floor|"
+    "{main} is dropping to the floor|"
+    "a video of {main} falling to the floor|"
+    "watch {main} fall to the ground|"
+    "there is {main} that falls to the floor|"
+    "{main} descends to the ground and lands|"
+    "dropped from high up, {main} lands on the floor|"
+    "{main} comes falling out of the air|"
+    "down to the floor drops {main}",
     "{main} drops down from the sky|{main} is falling until it hits the ground|"
     "from above, {main} falls down",
   ),
@@ -85,7 +118,15 @@ EVENTS: dict[str, Choices] = {
     "{main} rebounds from the floor|"
     "again and again, {main} bounces|"
     "{main} springs up from the floor|"
-    "up and down bounces {main}",
+    "up and down bounces {main}|"
+    "{main} leaps up from the floor again and again|"
+    "a video of {main} bouncing|"
+    "watch {main} bounce up and down|"
+    "there is {main} that bounces on the floor|"
+    "{main} drops, rises and drops again|"
+    "{main} does not stop bouncing|"
+    "each time it lands, {main} bounces back|"
+    "bouncing on the floor, {main} goes up and down",
     "{main} hops up and down on the ground|{main} keeps bouncing|{main} jumps up and down",
   ),
   "passes": _table(
@@ -96,7 +137,15 @@ EVENTS: dict[str, Choices] = {
     "{main} {goes} {side} and passes behind a wall|"
     "{main} is hidden by the wall for a moment and emerges on the {side}|"
     "behind the wall {goes} {main}, and out on the {side}|"
-    "on its way {side}, {main} disappears behind the wall for a while",
+    "on its way {side}, {main} disappears behind the wall for a while|"
+    "{main} is moving {side}, behind the wall and out again|"
+    "a video of {main} passing behind the wall to the {side}|"
+    "{main} slips behind the wall and is back on the {side}|"
+    "there is {main} that {goes} behind the wall and comes out on the {side}|"
+    "{main} is covered by a wall while it {goes} {side}, then seen again|"
+    "coming from the {other}, {main} {goes} behind the wall and out on the {side}|"
+    "{main} enters behind the wall on the {other} and leaves it on the {side}|"
+    "{main} cannot be seen behind the wall until it comes out on the {side}",
     "{main} goes in behind the wall on the {other} and shows up again on the {side}|"
     "{main} vanishes behind a wall, then appears on the {side}|"
     "going {side}, {main} passes behind the wall and comes back into view",
@@ -106,7 +155,13 @@ EVENTS: dict[str, Choices] = {
     "{main} {goes} behind a wall and does not come out|"
     "{main} disappears behind the wall and stays hidden|"
     "{main} is gone behind the wall|"
-    "behind a wall {goes} {main} and is not seen again",
+    "behind a wall {goes} {main} and is not seen again|"
+    "{main} slips behind the wall and is lost|"
+    "a video of {main} hiding behind a wall|"
+    "there is {main} that {goes} behind the wall and stays hidden|"
+    "{main} {goes} behind the wall and cannot be seen any more|"
+    "{main} enters behind the wall and nothing comes out|"
+    "once behind the wall, {main} does not return",
     "{main} goes behind a wall and remains out of sight|"
     "{main} vanishes behind the wall and never comes back",
   ),
@@ -116,7 +171,13 @@ EVENTS: dict[str, Choices] = {
     "{main} does not move, nothing comes out from behind the wall|"
     "{main} waits beside the wall|"
     "beside a wall {main} rests|"
-    "{main} keeps still, and so does the wall",
+    "{main} keeps still, and so does the wall|"
+    "there is {main} that rests beside the wall|"
+    "a video of {main} standing beside a wall|"
+    "{main} is standing beside the wall, without moving|"
+    "beside the wall, {main} does not move at all|"
+    "{main} and a wall, both at rest|"
+    "nothing happens: {main} stands beside the wall",
     "{main} sits still by the wall|next to the wall {main} just stays where it is",
   ),
   "rest": _table(
@@ -124,7 +185,12 @@ EVENTS: dict[str, Choices] = {
     "a still life with {main} in the middle|"
     "{main} is not moving|"
     "a quiet scene with {main}|"
-    "nothing moves, not even {main}",
+    "nothing moves, not even {main}|"
+    "{main} is at rest|"
+    "a video of {main} standing still|"
+    "there is {main} that does not move|"
+    "nothing happens to {main}|"
+    "{main} stands there quietly",
     "{main} sits motionless|{main} just stays where it is",
   ),
   "hits": _table(
@@ -133,7 +199,14 @@ EVENTS: dict[str, Choices] = {
     "{main} hits {target} from the {other} and pushes it to the {side}|"
     "{main} {goes} {side} into {target}|"
     "{target} is hit by {main} and moves to the {side}|"
-    "{main} slams into {target} on its way {side}",
+    "{main} slams into {target} on its way {side}|"
+    "a video of {main} moving {side} and hitting {target}|"
+    "{main} is moving {side} and bumps into {target}|"
+    "{main} rams {target} and drives it to the {side}|"
+    "there is {main} that {goes} {side} and hits {target}|"
+    "{target} is knocked to the {side} by {main}|"
+    "{main} hits {target} and both move on to the {side}|"
+    "moving {side}, {main} meets {target} and pushes it on",
     "{main} collides with {target} while moving {side}|"
     "going {side}, {main} runs into {target}|{main} strikes {target} to the {side}",
   ),
@@ -143,7 +216,13 @@ EVENTS: dict[str, Choices] = {
     "{main} is pushed {side} by a paddle and stays where it was pushed|"
     "{main} is moved to the {side} by a paddle|"
     "to the {side} a paddle pushes {main}|"
-    "something pushes {main} {side}",
+    "something pushes {main} {side}|"
+    "{main} is being pushed to the {side}|"
+    "a video of a paddle pushing {main} to the {side}|"
+    "there is {main} that a paddle pushes {side}|"
+    "a paddle comes and moves {main} to the {side}|"
+    "{main} moves {side} because a paddle pushes it|"
+    "pushed by a paddle, {main} {goes} {side}",
     "{main} gets shoved to the {side} and remains there|"
     "a flat paddle shoves {main} from {other} to {side}",
   ),
@@ -151,7 +230,14 @@ EVENTS: dict[str, Choices] = {
     "{main} topples over|{main} falls over|{main} collapses|{main} tips over and falls down|"
     "{main} loses its balance and falls|"
     "down falls {main}|"
-    "{main} gives way and tips over",
+    "{main} gives way and tips over|"
+    "{main} is falling over|"
+    "a video of {main} falling over|"
+    "watch {main} topple|"
+    "there is {main} that tips over|"
+    "{main} leans, tips and falls|"
+    "over goes {main}|"
+    "{main} does not stay upright and falls apart",
     "{main} comes tumbling down|{main} tumbles over|{main} crashes to the ground",
   ),
   "swings": _table(
@@ -159,7 +245,14 @@ EVENTS: dict[str, Choices] = {
     "{main} swings left and right like a pendulum|"
     "hanging from a string, {main} swings|"
     "{main} sways left and right on a string|"
-    "{main} dangles from a string, back and forth",
+    "{main} dangles from a string, back and forth|"
+    "{main} is swaying on a string|"
+    "a video of {main} swinging on a string|"
+    "there is {main} that swings back and forth|"
+    "tied to a string, {main} swings left and right|"
+    "{main} moves back and forth like a pendulum|"
+    "left and right swings {main}|"
+    "{main} oscillates on a string",
     "a pendulum with {main} swings from side to side|{main} is swinging to and fro on a rope",
   ),
   "circles": _table(
@@ -167,7 +260,14 @@ EVENTS: dict[str, Choices] = {
     "{main} moves in circles around {target}|"
     "{main} revolves around {target}|"
     "around {target} circles {main}|"
-    "{main} moves around {target} again and again",
+    "{main} moves around {target} again and again|"
+    "{main} is moving in a circle around {target}|"
+    "a video of {main} circling around {target}|"
+    "there is {main} that goes around {target}|"
+    "{target} is circled by {main}|"
+    "round and round {target} goes {main}|"
+    "{main} makes circles around {target}|"
+    "{main} rotates around {target}",
     "{main} travels in a ring around {target}|{main} keeps circling {target}",
   ),
 }

@@ -39,6 +39,13 @@ def batches():
   )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def cut(batches):
+  """With sequences cut in two for the shape that fits: "short", of 16 tokens at most."""
+  packer = dataclasses.replace(batches.packer, cond_rows=60, text_length=240, short=2)
+  return dataclasses.replace(batches, packer=packer)
+
+
 def drawn(iterator, count):
   return [next(iterator) for _ in range(count)]
 
@@ -59,6 +66,23 @@ def test_shapes_come_at_their_shares_in_whole_rows(batches, way):
     assert seen[name] / seen.total() == pytest.approx(share, abs=near)
 
 
+def test_small_shapes_share_shorter_sequences(batches, cut):
+  seen: collections.Counter[str] = collections.Counter()
+  fill: dict[tuple[int, int], list[float]] = collections.defaultdict(list)
+  for batch in drawn(cut("pack"), 200):
+    names = {str(name).partition("-")[0] for name in batch["id"]}
+    length = batch["values"].shape[1]
+    assert names == {"short"} if length == 80 else names <= {"square", "wide"}
+    fill[batch["segments"].shape].append(np.mean(batch["segments"] > 0))
+    seen.update(str(name).partition("-")[0] for name in batch["id"])
+  assert set(fill) == {(4, 160), (8, 80)}
+  assert all(np.mean(full) > 0.85 for full in fill.values())
+  for name, share in SHARES.items():
+    assert seen[name] / seen.total() == pytest.approx(share, abs=0.06)
+  whole = next(batches("pack"))
+  assert whole["values"].shape[:2] == (4, 160)
+
+
 def test_programs_are_as_many_as_grids(batches):
   shapes = lambda way: {b["values"].shape for b in drawn(batches(way), 60)}  # noqa: E731
   assert len(shapes("pack")) == len(shapes("pad")) == 1
@@ -73,8 +97,9 @@ def test_little_of_a_packed_batch_is_padding(batches):
   assert fill["pack"] > 0.9 > fill["bucket"] > fill["pad"]
 
 
-@pytest.mark.parametrize("way", ["pack", "bucket", "pad"])
-def test_an_iterator_resumes_where_it_was(batches, way):
+@pytest.mark.parametrize("way", ["pack", "cut", "bucket", "pad"])
+def test_an_iterator_resumes_where_it_was(batches, cut, way):
+  batches, way = (cut, "pack") if way == "cut" else (batches, way)
   data = batches(way)
   drawn(data, 3)
   state = data.get_state()

@@ -1,5 +1,6 @@
 """The quality suite on models whose worth is known, on folders, and on folders that are no good."""
 
+import collections
 import json
 import re
 
@@ -21,7 +22,15 @@ COUNT = exhibit.LEAST
 class Perfect:
   """Renders what the prompt describes; reconstructs without loss."""
 
-  config: dict = {}
+  config = {
+    "training": {
+      "seed": 0,
+      "data": {
+        "sources": {"worlds": {"weight": 1.0, "count": exhibit.LEAST, "seed": 1}},
+        "clips": 2 * exhibit.LEAST, "frames": 17, "size": [64, 64], "fps": 8.0,
+      },
+    }
+  }  # fmt: skip
 
   def sample(self, prompts, *, seed, frames, size, progress):
     source = WorldSource(len(prompts), suites.SEED + seed, "validation")
@@ -70,6 +79,7 @@ def _metrics(folder):
 
 def test_a_perfect_a_blind_and_a_copying_model(monkeypatch, tmp_path, capsys):
   found = {}
+  monkeypatch.setattr(Blind, "config", Perfect.config)
   for model in (Perfect(), Blind(), Parrot()):
     out = tmp_path / type(model).__name__
     assert _eval(monkeypatch, model, "--count", COUNT, "--out", out) == 0
@@ -140,8 +150,20 @@ def test_images_of_classes(monkeypatch, tmp_path):
   found = _metrics(tmp_path / "a")
   assert "image distance" in found and "video distance" not in found
   assert found["adherence"].keys() == {"colour", "shape", "all"}
-  assert "motion" not in found["memorisation"] and found["memorisation"]["content"]
-  assert "warp error" not in found
+  assert "memorisation" not in found and "warp error" not in found
+
+
+def test_real_images_are_of_the_classes_of_the_samples():
+  shown = exhibit.of_classes(Painter(), 10, 3)
+  assert sorted(shown.prompts[:3]) == sorted(Painter.classes)
+  assert shown.prompts != exhibit.of_classes(Painter(), 10, 4).prompts
+  real = exhibit.real_worlds(shown, 0)
+  asked = collections.Counter((x["colour"], x["shape"]) for x in shown.asked)
+  for source, times in ((real.heldout, 1), (real.reference, reference.TIMES)):
+    labels = [source.source.spec(i).labels for i in source.indices]
+    assert all(x["count"] == 1 for x in labels)
+    found = collections.Counter((x["colour"], x["shape"]) for x in labels)
+    assert found == {kind: times * n for kind, n in asked.items()}
 
   Unknown = type("Unknown", (Painter,), {"classes": ("cat", "dog")})
   with pytest.raises(UserError, match="--real DIR"):
@@ -169,14 +191,17 @@ def test_training_clips_are_those_that_were_encoded(monkeypatch):
   batches = encode.windows(settings, 4)
   seen = np.concatenate([next(batches)["video"] for _ in range(3)])
   for limit, total in ((100, 11), (6, 6)):
-    clips, count = exhibit.training(config, 17, 64, 64, 8.0, limit)
+    clips, count = exhibit.training(config, 17, 64, 64, limit)
     assert count == total
     np.testing.assert_array_equal(np.concatenate(list(clips)), seen[:total])
-  other, count = exhibit.training(config, 17, 32, 32, 8.0, 3)
-  expected = WorldSource(3, 1, "train", 17, 32, 32)
-  np.testing.assert_array_equal(
-    np.concatenate(list(other)), np.stack([expected[i]["video"] for i in range(count)])
-  )
+  assert exhibit.training(config, 17, 32, 32, 3) is None  # no such shape
+  assert exhibit.training({}, 17, 64, 64, 3) is None
+  flat = {"training": {"seed": 3, "data": {**settings, "seed": 8, "cache": "elsewhere"}}}
+  clips, count = exhibit.training(flat, 17, 64, 64, 6)  # as `data.codes` encodes them
+  del settings["loop"]
+  windows = encode.windows(settings, 4)
+  assert count == 6
+  np.testing.assert_array_equal(next(clips)[:4], next(windows)["video"])
 
 
 def test_training_clips_that_are_not_here_are_left_out(capsys):

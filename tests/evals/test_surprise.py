@@ -60,7 +60,7 @@ def pairs(rng, count):
     yield Pair(possible, impossible, kind, 2, 2, f"pair {i}", (spec, spec))
 
 
-def test_chance_is_one_half_and_indifference_nothing(rng):
+def test_chance_is_one_half_of_indifference_too(rng):
   results = expectation(lambda clips: rng.random((len(clips), 3)), pairs(rng, 600))
   for measure in ("max", "mean"):
     number = results.metrics[measure]["all"]
@@ -70,13 +70,22 @@ def test_chance_is_one_half_and_indifference_nothing(rng):
     ]  # fmt: skip
     assert results.metrics[measure]["hidden"]["n"] == 200
   same = expectation(lambda clips: np.ones((len(clips), 3)), pairs(rng, 7))
-  assert same.metrics["max"]["all"]["mean"] == 0.0 and len(same.rows) == 7
+  assert same.metrics["max"]["all"]["mean"] == 0.5 and len(same.rows) == 7
+
+
+def test_moments_in_common_say_nothing(rng):
+  """The most surprising one is before the clips part, and alike but for rounding."""
+  scores = np.array([[9.0, 1.0, 3.0], [9.0 + 1e-6, 2.0, 1.0]])
+  results = expectation(lambda clips: np.tile(scores, (len(clips) // 2, 1)), pairs(rng, 4))
+  assert results.rows[0]["max"] == {"possible": 3.0, "impossible": 2.0}
+  assert results.rows[0]["mean"] == {"possible": 2.0, "impossible": 1.5}
+  assert results.metrics["max"]["all"]["mean"] == 0.0
 
 
 def test_largest_and_mean_are_told_apart(rng):
   """One clip of a pair has a peak, the other is surprising throughout."""
-  scores = np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 0.0]])
+  scores = np.array([[1.0, 1.5, 1.0], [0.0, 2.0, 0.0]])
   results = expectation(lambda clips: np.tile(scores, (len(clips) // 2, 1)), pairs(rng, 3))
   assert results.metrics["max"]["all"]["mean"] == 1.0
   assert results.metrics["mean"]["all"]["mean"] == 0.0
-  assert results.rows[0]["max"] == {"possible": 1.0, "impossible": 2.0}
+  assert results.rows[0]["max"] == {"possible": 1.5, "impossible": 2.0}

@@ -48,7 +48,7 @@ LONG = [f"continuity, {n} frames" for n in (33, 49)]
   "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in TESTS]
 )
 def test_the_truth_is_above_its_controls(name, monkeypatch):
-  monkeypatch.setattr(world, "TRAINED", 6)
+  monkeypatch.setattr(world, "SEARCHED", 6)
   test, known = TESTS[name], worlds(name)
   clips = {
     other: world.continuation(system, known, test, 0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import UserError
-from sora_jax.train import checkpoint, loop, optim
+from sora_jax.train import checkpoint, loop, optim, program
 from sora_jax.train.state import TrainState
 from sora_jax.train.step import train_step
 
@@ -232,6 +232,18 @@ def test_rolls_back_then_goes_on_with_later_data(tmp_path):
   assert all(np.isfinite(x).all() for p, x in saved(tmp_path).items() if "params" in p)
 
 
+@pytest.mark.parametrize("precision", [None, "BF16_BF16_F32"])
+def test_products_have_the_precision_that_is_asked_for(precision):
+  """Forward and backward: of each of the three layers, the gradient of the input of two."""
+  config = fake_recipe.get_config()
+  with config.unlocked():
+    config.train.precision = precision
+  made = program.build(config)
+  text = str(made.step.trace(made.state, made.recipe.batch()).jaxpr)
+  assert text.count("BF16_BF16_F32") == (0 if precision is None else 3 + 3 + 2)
+  assert jax.config.values["jax_default_matmul_precision"] is None
+
+
 def test_stops_when_it_happens_again(tmp_path):
   with pytest.raises(UserError, match="again after going back"):
     loop.fit(_poison_after(fake_recipe.get_config(), first=5, count=99), tmp_path)
@@ -251,6 +263,7 @@ def test_stops_when_there_is_nothing_to_go_back_to(tmp_path):
     ({"mesh": {"model": 2}}, "no mesh axis 'model'"),
     ({"stepz": 3}, "did you mean 'steps'"),
     ({"steps": 0}, "at least 1"),
+    ({"precision": "half"}, "none that JAX knows, such as BF16_BF16_F32"),
   ],
 )
 def test_bad_train_sections(tmp_path, train, message):

@@ -83,7 +83,7 @@ def test_muon_takes_all_block_matrices_of_the_transformer_and_nothing_else():
   assert not any(word in p for p in taken for word in ("patch", "time", "modulation", "norm"))
 
 
-@pytest.mark.parametrize("shape", [(96, 16), (16, 96), (3, 40, 8)])
+@pytest.mark.parametrize("shape", [(96, 16), (16, 96), (3, 40, 8), (24, 24), (3, 20, 24)])
 def test_orthogonalize_is_newton_schulz(rng, shape):
   """The steps on the Gram matrix against the steps on the matrix itself, small values included."""
   x = rng.normal(size=shape) * np.geomspace(1, 1e-3, shape[-1])
