@@ -25,7 +25,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     model=dict(
       width=256, layers=6, heads=4, mlp_width=1024, patch=(2, 2), remat="none", dtype=None,
     ),
-    text=dict(width=256, layers=2, heads=4, length=48, dtype=None),
+    text=dict(width=256, layers=2, heads=4, length=64, dtype=None),
     text_dropout=0.1,
     data=dict(
       cache="data/codes",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,9 @@ class Batches:
     mixture, levels, patch, cond_features: of `conditioning.draw`.
     packer: its rows times their length are the tokens of a batch, in each of the three ways; a
       bucket has a multiple of its rows, so that what divides these divides all batches.
-    samples: drawn per packed batch.
+    samples: drawn per packed batch. Where shapes have batches of their own, each has as many as
+      make as many tokens, rounded to multiples of what divides both these and the packer's rows:
+      so that any number of hosts that divides both draws the same.
     reference_fps: the rate at which latent frames are one unit of time apart.
   """
 
@@ -69,33 +72,46 @@ class Batches:
     Batches have the fields of `Packer` and "id", the names of their samples.
 
     Raises:
-      UserError: there is no such way of batching, a sample of some shape could never fit, or rows
-        or samples cannot be divided among the shards.
+      UserError: there is no such way of batching, a sample of some shape could never fit, there
+        are no samples or parts, or rows or samples cannot be divided among the shards.
     """
     ways = {"pack": Batches._packed, "bucket": Batches._buckets, "pad": Batches._padded}
     if batching not in ways:
       raise UserError(f"Unknown batching {batching!r}: choose one of {', '.join(ways)}.")
     if batching != "bucket":
-      self._check_lengths()
-    rows = split("train.batch_size", self.packer.rows, shard_count)
-    mine = dataclasses.replace(
-      self,
-      packer=dataclasses.replace(self.packer, rows=rows),
-      samples=split("data.samples", self.samples, shard_count),
-    )
+      self._check_lengths(packed=batching == "pack")
+    split("train.batch_size", self.packer.rows, shard_count)
     part = functools.partial(shard, shard_index=shard_index, shard_count=shard_count)
-    batches, ahead = ways[batching](mine, part)
+    batches, ahead = ways[batching](self, part, shard_count)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
     return iter(batches(options))
 
-  def _check_lengths(self) -> None:
+  def _check_lengths(self, packed: bool) -> None:
+    """What does not fit an empty sequence would never be trained on, and nobody would know."""
+    if packed:
+      for setting, value in (("packing.short", self.packer.short), ("data.samples", self.samples)):
+        if value < 1:
+          raise UserError(f"{setting}={value} must be at least 1: set {setting}=1 or more.")
+      if self.packer.text_length < self.prompts.length:
+        raise UserError(
+          f"Prompts have up to {self.prompts.length} word pieces, but a sequence has room for "
+          f"{self.packer.text_length}: set packing.text_length to {self.prompts.length} or more."
+        )
     for name in self.shares:
-      longest = self._length(name, image=False)
+      longest, rows = self._length(name, image=False), self._cond_rows(name)
       if longest > self.packer.length:
         raise UserError(
           f"Samples of the shape {name} have up to {longest} tokens, what is known included: set "
           f"packing.length to {longest} or more, or the shape's share to 0."
         )
+      if rows > self.packer.cond_rows:
+        raise UserError(
+          f"Samples of the shape {name} have up to {rows} noise levels: set packing.cond_rows to "
+          f"{rows} or more, or the shape's share to 0."
+        )
+
+  def _cond_rows(self, name: str) -> int:
+    return self.mixture.rows(len(self.caches[name][0]["latents"]))
 
   def _length(self, name: str, image: bool) -> int:
     """Tokens of the largest sample of a shape."""
@@ -106,19 +122,31 @@ class Batches:
       alone = min(lt, 1 + (max(STRETCHES) - 1) // TIME_STRIDE)
     return (t + alone) * h * w
 
-  def _packed(self, part: Part) -> tuple[Callable, int]:
+  def _groups(self) -> dict[Packer, list[str]]:
+    """The shapes that share sequences, by what packs them: short ones if all of a sample fits."""
     short = self.packer.cut()
     groups: dict[Packer, list[str]] = {}
     for name in self.shares:
-      fits = self._length(name, image=False) <= short.length
+      fits = (
+        self._length(name, image=False) <= short.length
+        and self._cond_rows(name) <= short.cond_rows
+        and self.prompts.length <= short.text_length
+      )
       groups.setdefault(short if fits else self.packer, []).append(name)
+    return groups
+
+  def _packed(self, part: Part, hosts: int) -> tuple[Callable, int]:
+    split("data.samples", self.samples, hosts)
+    unit = math.gcd(self.samples, self.packer.rows)  # all hosts that divide both divide it
     parts, weights = [], []
-    for packer, names in groups.items():
+    for packer, names in self._groups().items():
       # As many samples as make about as many tokens.
-      samples = round(self.samples * self._tokens(list(self.shares)) / self._tokens(names))
-      pack = functools.partial(_pack, packer=packer, prompts=self.prompts)
-      clips = part(self._mixed(names), samples)
-      parts.append(clips.batch(samples, drop_remainder=True, batch_fn=pack))
+      samples = self.samples * self._tokens(list(self.shares)) / self._tokens(names)
+      samples = unit * max(1, round(samples / unit))
+      mine = dataclasses.replace(packer, rows=packer.rows // hosts)
+      pack = functools.partial(_pack, packer=mine, prompts=self.prompts)
+      clips = part(self._mixed(names), samples // hosts)
+      parts.append(clips.batch(samples // hosts, drop_remainder=True, batch_fn=pack))
       weights.append(sum(self.shares[name] for name in names) / samples)
     return grain.MapDataset.mix(parts, weights).to_iter_dataset, 2
 
@@ -130,13 +158,13 @@ class Batches:
       total += self.shares[name] * h * w * (images + (1 - images) * t)
     return total / sum(self.shares[name] for name in names)
 
-  def _padded(self, part: Part) -> tuple[Callable, int]:
-    rows = self.packer.rows
+  def _padded(self, part: Part, hosts: int) -> tuple[Callable, int]:
+    rows = self.packer.rows // hosts
     clips = part(self._mixed(list(self.shares)), rows)
     lay = self._alone(rows, self.packer.length, self.packer.cond_rows)
     return lambda o: clips.to_iter_dataset(o).batch(rows, batch_fn=lay), 2 * rows
 
-  def _buckets(self, part: Part) -> tuple[Callable, int]:
+  def _buckets(self, part: Part, hosts: int) -> tuple[Callable, int]:
     parts, weights = [], []
     for number, (name, share) in enumerate(sorted(self.shares.items())):
       for image, fraction in ((False, 1 - self.mixture.images), (True, self.mixture.images)):
@@ -144,11 +172,12 @@ class Batches:
           continue
         length = self._length(name, image)
         rows = max(1, self.packer.length // length) * self.packer.rows
+        weights.append(share * fraction / rows)
+        rows //= hosts
         mixture = dataclasses.replace(self.mixture, images=float(image))
         clips = part(self._drawn(name, number, mixture), rows)
         lay = self._alone(rows, length, 1 + len(self.caches[name][0]["latents"]))
         parts.append(clips.batch(rows, drop_remainder=True, batch_fn=lay))
-        weights.append(share * fraction / rows)
     mixed = grain.MapDataset.mix(parts, weights)
     return mixed.to_iter_dataset, 2
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from sora_jax.data import pipeline
-from sora_jax.data.encode import stored, weights, windows
+from sora_jax.data.encode import Opened, stored, weights, windows
 from sora_jax.data.records import RecordSource
 from sora_jax.data.shards import shard
 from sora_jax.data.transforms import to_float
@@ -54,8 +54,8 @@ def cache(
     yield repr(vqvae).encode()
     yield from weights({name: x for name, x in params.items() if name in ENCODER})
 
-  def records() -> Iterator[dict[str, Any]]:
-    return encode(windows(settings, batch_size), vqvae, params, -(-clips // batch_size))
+  def records(opened: Opened) -> Iterator[dict[str, Any]]:
+    return encode(windows(settings, batch_size, opened), vqvae, params, -(-clips // batch_size))
 
   return stored(folder, settings, parts(), records)
 

@@ -2,9 +2,10 @@
 
 A record holds the latents of a whole clip and of what a user could have of it: a stretch of frames
 encoded alone (`diffusion.conditioning` says why), and for some clips the clip with a region greyed.
-The folder is named by a hash of everything the latents depend on, the autoencoder's weights above
-all, so a cache can never be read with another autoencoder. If the text encoder is not trained
-either, a record also holds its states for each caption (`data.states`).
+The folder is named by a hash of everything the latents depend on: the autoencoder's weights above
+all, the settings, and the sources' files (which they are, their captions, when they were changed).
+So a cache can never be read with another autoencoder or in the place of other clips. If the text
+encoder is not trained either, a record also holds its states for each caption (`data.states`).
 
 A loop is a clip of 4k frames whose last one is followed by its first. It is encoded behind a
 warm-up of that last frame: all of its latents are of the later kind, and none is the first.
@@ -13,9 +14,10 @@ warm-up of that last frame: all of its latents are of the later kind, and none i
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from sora_jax.data import pipeline, registry
 from sora_jax.data.records import RecordSource, write_records
 from sora_jax.data.states import Reader
 from sora_jax.data.transforms import to_float
+from sora_jax.diffusion.conditioning import MASK_EVERY
 from sora_jax.errors import UserError
 from sora_jax.models.text import words
 from sora_jax.models.vae import ENCODER, VideoVAE, encode_video
@@ -35,7 +38,7 @@ from sora_jax.parallel import sharding
 from sora_jax.typing import Bool, Float, Params
 
 STRETCHES = (1, 5, 9)  # frames encoded alone; few, since each length is a program to compile
-MASK_EVERY = 8  # one batch in so many is also encoded with a region greyed
+Opened = Sequence[tuple[pipeline.Source, float]]
 
 
 def cache(
@@ -78,8 +81,8 @@ def cache(
     yield from weights({name: x for name, x in params.items() if name in ENCODER})
     yield from reader.identity() if reader else ()
 
-  def records() -> Iterator[dict[str, Any]]:
-    batches, count = windows(settings, batch_size), -(-clips // batch_size)
+  def records(opened: Opened) -> Iterator[dict[str, Any]]:
+    batches, count = windows(settings, batch_size, opened), -(-clips // batch_size)
     return encode(batches, vae, params, count, _draws(settings), loop, reader)
 
   return stored(folder, settings, parts(), records)
@@ -89,45 +92,51 @@ def stored(
   folder: Path,
   settings: Mapping[str, Any],
   parts: Iterable[bytes | memoryview],
-  records: Callable[[], Iterator[dict[str, Any]]],
+  records: Callable[[Opened], Iterator[dict[str, Any]]],
 ) -> RecordSource:
   """Opens what is stored of these settings under `folder`, making it first if it is not there.
 
   Its `info` holds the settings, and under `words` all words of the captions.
 
   Args:
-    parts: what else the records depend on. records: makes them.
+    settings: as for `windows`. parts: what else the records depend on beside what the sources
+      hold. records: makes them from the open sources.
 
   Raises:
-    UserError: the records cannot be made, or the disk is full.
+    UserError: the sources cannot be opened (what they hold is part of the name, even if the records
+      are there), the records cannot be made, or the disk is full.
   """
+  opened = registry.open_sources(settings["sources"])
   key = _key(settings)
-  for part in parts:
+  for part in itertools.chain(registry.identity(opened), parts):
     key.update(part)
   path = Path(folder) / key.hexdigest()[:16]
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
     info = json.loads(json.dumps(settings, default=_plain)) | {"words": []}
     try:
-      write_records(path, _note_words(records(), info["words"]), info)
+      write_records(path, _note_words(records(opened), info["words"]), info)
     except UserError:
       if not path.exists():  # a run beside this one may have been faster
         raise
   return RecordSource(path)
 
 
-def windows(settings: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
+def windows(
+  settings: Mapping[str, Any], batch_size: int, opened: Opened | None = None
+) -> Iterator[dict[str, Any]]:
   """The clips that caches of these settings encode, in their order and without an end.
 
   Args:
     settings: all that a cache is told of its clips: `sources`, `frames`, `size`, `fps`, `seed`...
+    opened: the sources, if they are open already.
 
   Raises:
     UserError: the sources cannot be read.
   """
   return pipeline.make(
-    registry.open_sources(settings["sources"]), batch_size, _draws(settings), settings["frames"],
-    settings["size"], fps=settings["fps"], keep=("captions",),
+    opened or registry.open_sources(settings["sources"]), batch_size, _draws(settings),
+    settings["frames"], settings["size"], fps=settings["fps"], keep=("captions",),
   )  # fmt: skip
 
 
@@ -136,7 +145,10 @@ def _key(settings: Mapping[str, Any]) -> Any:
 
 
 def _draws(settings: Mapping[str, Any]) -> int:
-  """The seed of the windows: clips of another shape are other clips."""
+  """The seed of the windows: clips of another shape are other clips.
+
+  Of the settings alone: `evals.exhibit` finds the windows again that a checkpoint was trained on.
+  """
   return int(_key(settings).hexdigest()[:8], 16)
 
 

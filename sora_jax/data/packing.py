@@ -21,7 +21,7 @@ class Packer:
     rows: sequences of a batch. length: tokens of a sequence.
     cond_rows, text_length: room for conditioning rows and word pieces in a sequence.
     text_width: of the states that the samples' prompts have already; 0: they have none.
-    short: parts that a sequence may be cut into, see `cut`.
+    short: parts that a sequence may be cut into, 1 or more, see `cut`.
   """
 
   rows: int

@@ -134,7 +134,8 @@ class PhotoSource:
       self.photos = scikit_image_photos()
     else:
       suffixes = images.SUFFIXES - {".gif"}
-      self.photos = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in suffixes)
+      found = (p for p in Path(folder).rglob("*") if p.suffix.lower() in suffixes)
+      self.photos = sorted(p for p in found if p.is_file())
       if not self.photos:
         raise UserError(f"The folder {folder} holds no photos.")
     self.count, self.seed, self.fps = count, seed, fps
@@ -151,6 +152,10 @@ class PhotoSource:
     video = fly(_pyramid(photo), self.frames, self.height, self.width, rng)
     caption = "a camera moves over a photograph"
     return {"video": video, "caption": caption, "fps": self.fps, "id": f"{photo.stem}-{index}"}
+
+  def identity(self) -> list[Path]:
+    """The photographs."""
+    return self.photos
 
   def __repr__(self) -> str:
     return f"PhotoSource({self.count} clips of {len(self.photos)} photos)"

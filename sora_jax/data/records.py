@@ -223,5 +223,9 @@ class RecordSource:
         raise IndexError(index) from None
       raise UserError(f"Clip {index} of {self.path} is damaged: write the records again.") from e
 
+  def identity(self) -> list[Path | str]:
+    """What tells these clips from others written to this place before or after."""
+    return [self.path / "info.json", json.dumps(self.info)]
+
   def __repr__(self) -> str:
     return f"RecordSource({str(self.path)!r})"

@@ -10,7 +10,8 @@ A config lists them by kind, each with a weight and its own settings; weight 0 s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -53,3 +54,18 @@ def open_sources(sections: Mapping[str, Any] | ConfigDict) -> list[tuple[Source,
   if not opened:
     raise UserError("No data source has a weight above 0: set config.data.sources.KIND.weight.")
   return opened
+
+
+def identity(opened: Sequence[tuple[Source, float]]) -> Iterator[bytes]:
+  """What open sources hold beside what their settings say, for a hash; nothing is decoded.
+
+  Sources of files have a method `identity` that lists paths, of which size and time of the last
+  change are taken, and texts. Others make their clips of their settings alone.
+  """
+  for source, _ in opened:
+    inner = source.source if isinstance(source, Distracted) else source
+    for part in getattr(inner, "identity", tuple)():
+      yield f"{part!r}\n".encode()
+      if isinstance(part, Path):
+        stat = part.stat()
+        yield f"{stat.st_size} {stat.st_mtime_ns}\n".encode()

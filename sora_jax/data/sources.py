@@ -3,13 +3,15 @@
 Every source has `__len__` and `__getitem__(index)`, which gives {"video": uint8 t h w 3,
 "caption": str, "fps": float, "id": str}, or raises UserError for a clip that cannot be read: the
 pipeline reports that one and goes on. Sources of files also have `clip`, which decodes only a
-random window.
+random window, and `identity`, which with their settings says what their clips are
+(`registry.identity`).
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -99,6 +101,10 @@ class _FileSource:
       pixels = np.concatenate([pixels, np.repeat(pixels[-1:], frames - len(pixels), axis=0)])
     return {"video": pixels, "caption": row.caption, "fps": rate, "id": row.id}
 
+  def identity(self) -> list[Path | str]:
+    """The file of each clip, and what the row says of it."""
+    return [part for row in self.rows for part in (row.path, repr(row))]
+
   def __repr__(self) -> str:
     return f"{type(self).__name__}({len(self)} clips)"
 
@@ -107,19 +113,23 @@ class FolderSource(_FileSource):
   """All videos and images under a folder; `walk.mp4` has its caption in `walk.txt` beside it.
 
   Args:
-    path: the folder, searched recursively; hidden files are left out.
+    path: the folder, searched recursively; hidden files and folders are left out.
     captions: whether captions are needed. Without, every caption is empty: an autoencoder does
       not read them.
 
   Raises:
-    UserError: no such folder, nothing in it, or videos and captions that do not belong together.
+    UserError: no path, no such folder, nothing in it, or videos and captions that do not belong
+      together.
   """
 
   def __init__(self, path: str | os.PathLike[str], captions: bool = True):
+    if not os.fspath(path):  # to `Path` it would be the current folder
+      raise UserError("A folder of videos needs a path: set data.sources.folder.path.")
     root = Path(path)
     if not root.is_dir():
       raise UserError(f"{root} is not a folder of videos.")
-    files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    shown = (p for p in root.rglob("*") if not _is_hidden(p.relative_to(root)))
+    files = sorted(p for p in shown if p.is_file())
     media = [p for p in files if p.suffix.lower() in video.VIDEO_SUFFIXES | images.SUFFIXES]
     if not media:
       raise UserError(f"The folder {root} holds no videos or images.")
@@ -141,6 +151,10 @@ class FolderSource(_FileSource):
     super().__init__([
       Row(p, texts[p.with_suffix("")], p.relative_to(root).as_posix()) for p in media
     ])  # fmt: skip
+
+
+def _is_hidden(path: Path) -> bool:
+  return any(part.startswith(".") for part in path.parts)
 
 
 def _caption(path: Path) -> str:
@@ -207,8 +221,8 @@ class ManifestSource(_FileSource):
     try:
       start = float(entry.get("start") or 0)
       end = None if entry.get("end") in (None, "") else float(entry["end"])
-      sensible = 0 <= start < (float("inf") if end is None else end)
-    except (TypeError, ValueError):
+      sensible = 0 <= start < math.inf and (end is None or start < end < math.inf)
+    except (TypeError, ValueError, OverflowError):
       sensible = False
     if not sensible:
       raise UserError(f"{where} has start or end that are not seconds with start before end.")
@@ -280,6 +294,11 @@ class TFDSSource:
       "fps": float(example.get("fps", self._fps)),
       "id": _text(example["id"]) if _is_text(example.get("id")) else f"{self.name}-{index}",
     }
+
+  def identity(self) -> list[str]:
+    """What is known of a data set that was prepared: its version and the sizes of its shards."""
+    info = getattr(self._source, "dataset_info", None)
+    return [] if info is None else [info.as_json]
 
   def __repr__(self) -> str:
     return f"TFDSSource({self.name!r})"

@@ -87,9 +87,9 @@ class RandomCrop:
       video = resize(video, max(self.height, round(h * scale)), max(self.width, round(w * scale)))
     top = rng.integers(0, video.shape[1] - self.height + 1)
     left = rng.integers(0, video.shape[2] - self.width + 1)
-    return {
-      **sample, "video": video[:, top : top + self.height, left : left + self.width]
-    }  # fmt: skip
+    window = video[:, top : top + self.height, left : left + self.width]
+    # A copy: a view would keep the whole frames in memory, in each clip that is read ahead.
+    return {**sample, "video": np.ascontiguousarray(window)}
 
 
 def mirror_words(caption: str) -> str:

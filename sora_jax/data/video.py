@@ -35,7 +35,7 @@ VIDEO_SUFFIXES = frozenset(
   ".mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .ogv .wmv .flv .ts .3gp .gif".split()
 )
 WRITE_SUFFIXES = (".mp4", ".gif", ".png")
-MAX_BYTES = 1 << 34  # a clip is held in memory: refuse what would fill it
+MAX_BYTES = 1 << 33  # a clip is held in memory, twice for a moment: refuse what would fill it
 # Containers in which seeking lands on the key frame before the wanted time. Others are read from
 # the beginning.
 _INDEXED = frozenset(("mov", "mp4", "matroska", "webm", "avi"))
@@ -61,6 +61,8 @@ def _decoding(path: Path) -> Iterator[None]:
     yield
   except UserError:
     raise
+  except MemoryError as e:
+    raise UserError(f"{path} does not fit into memory: give fewer frames or a size.") from e
   except Exception as e:
     reason = getattr(e, "strerror", None) or type(e).__name__
     raise UserError(
@@ -392,5 +394,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
     )
   if not path.absolute().parent.is_dir():
     raise UserError(f"The folder {path.absolute().parent} does not exist: create it first.")
+  if not os.access(path.absolute().parent, os.W_OK):
+    raise UserError(f"The folder {path.absolute().parent} cannot be written to: choose another.")
   if path.is_dir():
     raise UserError(f"{path} is a folder: give the name of a file.")

@@ -9,6 +9,8 @@ clips (`draw`), with the noise levels of the objective in the place of the sampl
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,10 +18,13 @@ import numpy as np
 from einops import rearrange, reduce
 
 from sora_jax.diffusion.time import LevelSampler
+from sora_jax.errors import UserError
 from sora_jax.models.patch import Patch
 from sora_jax.typing import REFERENCE_FPS, Bool, Float, Int
 
 TIME_STRIDE = 4  # pixel frames per latent frame, of every autoencoder of the 4 x n x n family
+PATTERNS = ("none", "first", "prefix", "stretch", "spatial", "noise")
+MASK_EVERY = 8  # one clip in so many is also encoded with a region greyed (`data.encode`)
 
 
 @dataclass(frozen=True)
@@ -161,9 +166,14 @@ class Mixture:
   Attributes:
     weights: relative frequency of each pattern: `none`, `first` (the first frame), `prefix`,
       `stretch` (a suffix or key frames, encoded alone), `spatial` (a mask), `noise` (noise levels
-      that differ from frame to frame, independently or rising).
+      that differ from frame to frame, independently or rising). `spatial` needs clips that were
+      encoded with a mask, one in `MASK_EVERY`: of those it has so many times its share, at most
+      all, and the others take its place in the rest, in their own proportions.
     images: fraction of samples cut down to a single frame.
     text_dropout: fraction of samples that read no prompt.
+
+  Raises:
+    UserError: a weight of no pattern, one that is negative or not finite, or none above 0.
   """
 
   weights: Mapping[str, float] = field(
@@ -173,6 +183,32 @@ class Mixture:
   )
   images: float = 0.2
   text_dropout: float = 0.1
+
+  def __post_init__(self):
+    for name, weight in self.weights.items():
+      if name not in PATTERNS:
+        near = difflib.get_close_matches(name, PATTERNS, n=1, cutoff=0.0)[0]
+        raise UserError(f"mixture.weights has no pattern {name!r}; did you mean {near!r}?")
+      if not 0 <= weight < math.inf:
+        raise UserError(f"mixture.weights.{name}={weight} must be a number of at least 0.")
+    if not any(self.weights.values()):
+      raise UserError("No pattern of mixture.weights is above 0: set mixture.weights.none=1.0.")
+
+  def pattern(self, rng: np.random.Generator, masked: bool) -> str:
+    """Draws a pattern for a clip that was encoded with a mask, or without one."""
+    others = {name: weight for name, weight in self.weights.items() if name != "spatial"}
+    spatial, rest = self.weights.get("spatial", 0.0), sum(others.values())
+    if masked and rng.random() < MASK_EVERY * spatial / (spatial + rest):
+      return "spatial"
+    if rest == 0:
+      return "none"
+    return str(rng.choice(list(others), p=np.array(list(others.values())) / rest))
+
+  def rows(self, frames: int) -> int:
+    """The most cond rows that a sample of so many latent frames can have."""
+    most = dict.fromkeys(PATTERNS, 2 if frames > 1 else 1)  # what is made, and what is given
+    most |= dict(none=1, spatial=2, noise=frames)
+    return max(most[name] for name, weight in self.weights.items() if weight > 0)
 
 
 def draw(
@@ -199,14 +235,14 @@ def draw(
   if rng.random() < mixture.images:  # a stretch's first latent is an image of its first frame
     latents = latents[:1] if rng.random() < 0.5 and not loop else stretch[:1]
     loop = False
-  pattern = rng.choice(list(mixture.weights), p=_normalised(mixture.weights))
   lt = len(latents)
+  pattern = mixture.pattern(rng, masked="masked" in clip and lt == len(clip["masked"]))
   grid = np.prod([-(-size // step) for size, step in zip(latents.shape[:3], patch, strict=True)])
   level: float | np.ndarray = float(levels(rng, int(grid))[0])
   known = np.zeros(latents.shape[:3], bool)
   given: tuple[Stretch, ...] = ()
 
-  if pattern == "spatial" and "masked" in clip and lt == len(clip["masked"]):
+  if pattern == "spatial":
     latents = np.where(clip["mask"][..., None], clip["masked"], latents)
     known = clip["mask"]
   elif lt > 1 and pattern == "first" and not loop:
@@ -229,8 +265,3 @@ def draw(
     latents, patch=patch, fps=fps, levels=level, known=known, stretches=given, prompt=prompt,
     loop=loop, cond_features=cond_features, empty=empty, states=clip.get("states"),
   )  # fmt: skip
-
-
-def _normalised(weights: Mapping[str, float]) -> np.ndarray:
-  values = np.array(list(weights.values()), np.float64)
-  return values / values.sum()

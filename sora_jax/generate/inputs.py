@@ -120,6 +120,9 @@ class Inputs:
       if any(side % step for side in self.size):
         larger = "x".join(str(-(-side // step) * step) for side in self.size)
         raise UserError(f"Height and width must be multiples of {step}: use {larger}.")
+      info = video.probe(self.videos[0])
+      tasks.check_around((info.height, info.width), self.size)
+      self._check_memory(self.videos[0], info, (info.height, info.width))
       clip, rate = video.read(self.videos[0], fps=self.fps)
       return tasks.outpaint(clip, self.size), rate
     clip, rate = self._read(self.videos[0], step, size)
@@ -181,7 +184,18 @@ class Inputs:
       print(f"resized {own[0]}x{own[1]} to {height}x{width} ({self.fit})", file=sys.stderr)
     if info.audio:
       print(f"the sound of {path} is left out", file=sys.stderr)
+    if frames is None:
+      self._check_memory(path, info, (height, width))
     return video.read(path, frames=frames, size=(height, width), fps=self.fps, fit=self.fit)
+
+  def _check_memory(self, path: str, info: video.Info, size: tuple[int, int]) -> None:
+    """Raises UserError, before anything is decoded, if so long a clip cannot be held."""
+    rate = info.fps if self.fps is None else self.fps
+    if info.duration * rate * size[0] * size[1] * 3 > video.MAX_BYTES:
+      raise UserError(
+        f"{path} is {info.duration:.0f} s long, too much to hold in memory at "
+        f"{size[0]}x{size[1]}: cut it, or give a smaller --size or --fps."
+      )
 
   def _mask(self, clip: Clip) -> Bool[np.ndarray, "_ _"]:
     """The mask of the video, brought to the size that its clip was brought to."""

@@ -154,6 +154,8 @@ class VideoModel:
     for name, low in (("steps", 1), ("fps", 1e-3), ("shift", 1e-3)):
       if not request[name] >= low:
         raise UserError(f"{name} is {request[name]} but must be at least {low:g}.")
+    if request["fps"] > 1000:  # no file could hold it
+      raise UserError(f"fps is {request['fps']} but must be at most 1000.")
     denoiser = self.denoiser(request)
     denoiser.table((1, 1, 1), 1.0), denoiser.guidance  # refuse what they do not know
     return request

@@ -90,11 +90,16 @@ def inpaint(video: Clip, mask: Bool[np.ndarray, "..."]) -> Canvas:
 def outpaint(video: Clip, size: tuple[int, int]) -> Canvas:
   """What lies around a video, which stands in the middle."""
   h, w = video.shape[1:3]
-  if size[0] < h or size[1] < w:
-    raise UserError(f"The size {size[0]}x{size[1]} must hold the video's {h}x{w}.")
+  check_around((h, w), size)
   top, left = ((outer - inner) // 2 for outer, inner in zip(size, (h, w), strict=True))
   here = (slice(None), slice(top, top + h), slice(left, left + w))
   return _some(_placed([(here, video)], (len(video), *size)))
+
+
+def check_around(inner: tuple[int, int], size: tuple[int, int]) -> None:
+  """Raises UserError if a video of this height and width is not within `size`."""
+  if size[0] < inner[0] or size[1] < inner[1]:
+    raise UserError(f"The size {size[0]}x{size[1]} must hold the video's {inner[0]}x{inner[1]}.")
 
 
 def edit(video: Clip, strength: float, mask: Bool[np.ndarray, "..."] | None = None) -> Canvas:

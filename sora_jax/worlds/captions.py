@@ -16,6 +16,7 @@ from sora_jax.worlds import phrases
 from sora_jax.worlds.spec import Spec, Thing
 
 WORDINGS = ("train", "heldout")
+MOST_WORDS = 42  # of a held-out caption, or it is one of less detail: `toy` reads 64 word pieces
 _MIRROR = {
   "left": "right", "leftward": "rightward", "leftwards": "rightwards",
   "clockwise": "counterclockwise",
@@ -139,4 +140,6 @@ def describe(spec: Spec, level: int, rng: np.random.Generator | int, wording: st
     text += writer.pick(phrases.CAMERAS["static"])
   if spec.look != "plain":
     text = writer.pick(phrases.LOOKS[spec.look]).format(text=text)
+  if wording == "heldout" and level > 0 and len(text.split()) > MOST_WORDS:
+    return describe(spec, level - 1, writer.rng, wording)
   return text

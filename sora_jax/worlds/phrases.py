@@ -21,14 +21,14 @@ def undirected(motion: str) -> str:
 
 
 SHAPES: dict[str, Choices] = {
-  "ball": _table("sphere|globe|round sphere", "orb|round ball"),
-  "cube": _table("box|square cube", "block|square box"),
-  "cylinder": _table("drum|barrel|round drum", "cylindrical can|round column"),
-  "cone": _table("pointed cone|tapered cone", "cone shape"),
-  "capsule": _table("pill|medicine pill|lozenge", "pill shape|rounded capsule"),
+  "ball": _table("sphere|globe|round sphere", "orb|marble"),
+  "cube": _table("box|square cube", "block|die"),
+  "cylinder": _table("drum|barrel|round drum", "can|tube"),
+  "cone": _table("pointed cone|tapered cone", "traffic cone|party hat"),
+  "capsule": _table("pill|medicine pill|lozenge", "tablet"),
 }
 SIZES: dict[str, Choices] = {
-  "small": _table("small|little|miniature", "tiny"),
+  "small": _table("small|little|miniature", "tiny|mini"),
   "large": _table("large|big|giant", "huge"),
 }
 NUMBERS: dict[int, Choices] = {
@@ -36,9 +36,9 @@ NUMBERS: dict[int, Choices] = {
   4: _table("four", "4"),
 }
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
-TOWERS = _table("a stack|a tower", "a pile|a tall stack")
-ROLLS = _table("rolls|rolls|moves|goes|wanders", "travels")
-SLIDES = _table("slides|slides|moves|goes|shifts", "glides|travels")
+TOWERS = _table("a stack|a tower", "a pile|a column|a tall stack")
+ROLLS = _table("rolls|rolls|moves|goes|wanders", "trundles|rolls along|bowls")
+SLIDES = _table("slides|slides|moves|goes|shifts", "glides|slips|skids")
 
 EVENTS: dict[str, Choices] = {
   "across": _table(
@@ -58,8 +58,10 @@ EVENTS: dict[str, Choices] = {
     "{main} comes from the {other} and {goes} {side}|"
     "{main} starts on the {other} and ends on the {side}|"
     "there is {main} that {goes} to the {side}",
-    "{main} {goes} off toward the {side}|{main} crosses the scene from {other} to {side}|"
-    "going {side}: {main}|{main} heads to the {side} side",
+    "{main} {goes} along the ground from {other} to {side}|"
+    "i want to see {main} that travels over the floor to the {side}|"
+    "{side}ward motion: {main} {goes} over the floor all the way to the {side} edge of the picture|"
+    "starting on the {other}, {main} {goes} straight across the room and ends up on the {side}",
   ),
   "toward": _table(
     "{main} {goes} toward the camera|{main} {goes} towards us|{main} {goes} toward the viewer|"
@@ -75,7 +77,10 @@ EVENTS: dict[str, Choices] = {
     "there is {main} that {goes} toward us|"
     "from far off {main} comes near|"
     "closer to us {goes} {main}",
-    "{main} approaches the camera|{main} {goes} from the back to the front|{main} is coming at us",
+    "{main} {goes} right up to the camera|"
+    "from the back of the room {main} {goes} closer and closer to us|"
+    "a clip of {main} coming straight at the viewer and getting bigger|"
+    "{main} starts far away and approaches the lens along the floor",
   ),
   "away": _table(
     "{main} {goes} away from the camera|{main} {goes} away from us|"
@@ -91,8 +96,10 @@ EVENTS: dict[str, Choices] = {
     "{main} withdraws from the camera|"
     "{main} {goes} backward, away from the viewer|"
     "farther from us {goes} {main}",
-    "{main} leaves the viewer and goes into the distance|"
-    "{main} {goes} from the front to the back|{main} goes further and further away",
+    "{main} {goes} off into the distance|"
+    "{main} starts close to us, then {goes} to the back of the scene|"
+    "we watch {main} getting smaller as it heads away from the viewer|"
+    "leaving the camera behind, {main} {goes} farther and farther back",
   ),
   "falls": _table(
     "{main} falls to the floor|{main} falls down and stays there|{main} drops to the ground|"
@@ -109,8 +116,10 @@ EVENTS: dict[str, Choices] = {
     "dropped from high up, {main} lands on the floor|"
     "{main} comes falling out of the air|"
     "down to the floor drops {main}",
-    "{main} drops down from the sky|{main} is falling until it hits the ground|"
-    "from above, {main} falls down",
+    "{main} drops from above, lands on the ground and stays there|"
+    "{main} comes down out of the air and ends up lying still on the floor|"
+    "something falls: {main} hits the ground and doesn't move any more|"
+    "show {main} plunging to the floor, where it comes to rest",
   ),
   "bounces": _table(
     "{main} bounces up and down|{main} bounces on the floor|{main} is bouncing|"
@@ -127,7 +136,10 @@ EVENTS: dict[str, Choices] = {
     "{main} does not stop bouncing|"
     "each time it lands, {main} bounces back|"
     "bouncing on the floor, {main} goes up and down",
-    "{main} hops up and down on the ground|{main} keeps bouncing|{main} jumps up and down",
+    "{main} keeps hopping up and down on the ground|"
+    "dropped from a height, {main} bounces a few times on the floor|"
+    "{main} hits the floor, springs back up, comes down and jumps up again|"
+    "video of {main} bouncing again and again, each time a bit lower",
   ),
   "passes": _table(
     "{main} {goes} behind the wall and comes out on the {side}|"
@@ -146,9 +158,10 @@ EVENTS: dict[str, Choices] = {
     "coming from the {other}, {main} {goes} behind the wall and out on the {side}|"
     "{main} enters behind the wall on the {other} and leaves it on the {side}|"
     "{main} cannot be seen behind the wall until it comes out on the {side}",
-    "{main} goes in behind the wall on the {other} and shows up again on the {side}|"
-    "{main} vanishes behind a wall, then appears on the {side}|"
-    "going {side}, {main} passes behind the wall and comes back into view",
+    "{main} {goes} {side}, vanishes behind a wall for a moment and shows up again|"
+    "coming from the {other}, {main} goes behind a wall and pops back out on the {side}|"
+    "a wall stands in the middle, {main} {goes} behind it and reappears on its {side} side|"
+    "{main} heading {side}, out of sight behind a wall, then visible again",
   ),
   "hides": _table(
     "{main} {goes} behind the wall and stays there|{main} hides behind the wall|"
@@ -162,8 +175,10 @@ EVENTS: dict[str, Choices] = {
     "{main} {goes} behind the wall and cannot be seen any more|"
     "{main} enters behind the wall and nothing comes out|"
     "once behind the wall, {main} does not return",
-    "{main} goes behind a wall and remains out of sight|"
-    "{main} vanishes behind the wall and never comes back",
+    "{main} {goes} behind a wall and stays out of sight|"
+    "{main} disappears behind a wall and never shows up again|"
+    "there is a wall, and {main} goes to hide behind it for good|"
+    "we lose sight of {main} as it slips behind a wall and remains there",
   ),
   "control": _table(
     "{main} rests beside the wall and nothing moves|{main} stays next to a wall|"
@@ -178,7 +193,10 @@ EVENTS: dict[str, Choices] = {
     "beside the wall, {main} does not move at all|"
     "{main} and a wall, both at rest|"
     "nothing happens: {main} stands beside the wall",
-    "{main} sits still by the wall|next to the wall {main} just stays where it is",
+    "{main} sits next to a wall and nothing moves|"
+    "beside a wall there is {main}, just staying where it is|"
+    "a wall with {main} at its side, nothing at all going on|"
+    "{main} stays put near a wall for the whole clip",
   ),
   "rest": _table(
     "{main} stands still|{main} rests on the floor|{main} stays still|"
@@ -191,7 +209,10 @@ EVENTS: dict[str, Choices] = {
     "there is {main} that does not move|"
     "nothing happens to {main}|"
     "{main} stands there quietly",
-    "{main} sits motionless|{main} just stays where it is",
+    "{main} just sitting there, not moving|"
+    "a quiet still life with {main}|"
+    "nothing happens, we simply look at {main} on the floor|"
+    "{main} stays perfectly still the whole time",
   ),
   "hits": _table(
     "{main} {goes} {side} and hits {target}|{main} {goes} to the {side} and bumps into {target}|"
@@ -207,8 +228,11 @@ EVENTS: dict[str, Choices] = {
     "{target} is knocked to the {side} by {main}|"
     "{main} hits {target} and both move on to the {side}|"
     "moving {side}, {main} meets {target} and pushes it on",
-    "{main} collides with {target} while moving {side}|"
-    "going {side}, {main} runs into {target}|{main} strikes {target} to the {side}",
+    "{main} {goes} to the {side} and crashes into {target}, sending it flying {side}|"
+    "coming from the {other}, {main} smashes into {target} and knocks it away to the {side}|"
+    "{main} rams {target}, which gets flung to the {side}|"
+    "a collision: {main} speeds {side} and bumps hard into {target}, which shoots off to the "
+    "{side}",
   ),
   "pushed": _table(
     "{main} is pushed to the {side} and stays there|a paddle pushes {main} to the {side}|"
@@ -223,8 +247,10 @@ EVENTS: dict[str, Choices] = {
     "a paddle comes and moves {main} to the {side}|"
     "{main} moves {side} because a paddle pushes it|"
     "pushed by a paddle, {main} {goes} {side}",
-    "{main} gets shoved to the {side} and remains there|"
-    "a flat paddle shoves {main} from {other} to {side}",
+    "{main} gets shoved to the {side} by a paddle and stays there|"
+    "a paddle comes in from the {other} and moves {main} over to the {side}, where it stops|"
+    "with a gentle push from a paddle, {main} is moved {side} and then stays put|"
+    "a paddle nudges {main} along to the {side} and leaves it standing there",
   ),
   "topples": _table(
     "{main} topples over|{main} falls over|{main} collapses|{main} tips over and falls down|"
@@ -238,7 +264,10 @@ EVENTS: dict[str, Choices] = {
     "{main} leans, tips and falls|"
     "over goes {main}|"
     "{main} does not stay upright and falls apart",
-    "{main} comes tumbling down|{main} tumbles over|{main} crashes to the ground",
+    "{main} tips over and comes crashing down|"
+    "{main} loses its balance and tumbles to the ground|"
+    "watch {main} collapse, the pieces ending up all over the floor|"
+    "at first it stands, then it wobbles and goes down: {main} falling apart",
   ),
   "swings": _table(
     "{main} swings on a string|{main} swings back and forth|{main} hangs on a string and swings|"
@@ -253,7 +282,10 @@ EVENTS: dict[str, Choices] = {
     "{main} moves back and forth like a pendulum|"
     "left and right swings {main}|"
     "{main} oscillates on a string",
-    "a pendulum with {main} swings from side to side|{main} is swinging to and fro on a rope",
+    "{main} dangles from a string and sways back and forth|"
+    "tied to a string, {main} swings from side to side like the weight of a clock|"
+    "a pendulum made of a string and {main}, going to and fro|"
+    "{main} on the end of a cord, swinging left and right in the air",
   ),
   "circles": _table(
     "{main} circles around {target}|{main} orbits {target}|{main} goes around {target}|"
@@ -268,12 +300,16 @@ EVENTS: dict[str, Choices] = {
     "round and round {target} goes {main}|"
     "{main} makes circles around {target}|"
     "{main} rotates around {target}",
-    "{main} travels in a ring around {target}|{main} keeps circling {target}",
+    "{main} goes round and round {target}|"
+    "{main} keeps travelling in a ring around {target}|"
+    "with {target} in the middle, {main} makes one loop after another around it|"
+    "like a planet around its sun, {main} orbits {target}",
   ),
 }
 EXTRAS = _table(
   ", with {things} in the scene|, {things} in the background|, next to {things}|, with {things}",
-  ", and there is also {things}|, in the company of {things}",
+  ", with {things} also in the picture| while {things} stand nearby|"
+  ", plus {things} in the background",
 )
 FLOOR_NAMES = {
   "grey": "grey", "white": "white", "dark": "dark", "wooden": "wooden", "checkered": "checkered",
@@ -281,27 +317,39 @@ FLOOR_NAMES = {
 }  # fmt: skip
 FLOORS = _table(
   " on a {floor} floor|, on a {floor} floor|, the floor is {floor}",
-  ", over a {floor} surface|, on {floor} ground",
+  ", the ground is a {floor} floor| in a room with a {floor} floor|, all on {floor} flooring",
 )
 LIGHTS: dict[str, Choices] = {
-  "day": _table(" in daylight|, by day|, in bright light| on a bright day", " in the daytime"),
-  "dusk": _table(" at dusk|, at sunset|, in evening light", ", as the sun goes down"),
-  "night": _table(" at night|, by night|, in the dark of the night", ", under a night sky"),
+  "day": _table(
+    " in daylight|, by day|, in bright light| on a bright day",
+    ", in bright daylight| on a sunny day|, around noon",
+  ),
+  "dusk": _table(
+    " at dusk|, at sunset|, in evening light", ", just as the sun goes down| in the evening light"
+  ),
+  "night": _table(
+    " at night|, by night|, in the dark of the night",
+    ", in the middle of the night| after dark|, under the moonlight",
+  ),
 }
 CAMERAS: dict[str, Choices] = {
-  "static": _table(", static camera|, the camera is still", ", the camera does not move"),
+  "static": _table(
+    ", static camera|, the camera is still",
+    ", the camera never moves|, filmed from a tripod|, fixed shot",
+  ),
   "pan": _table(
     ", the camera pans to the {side}|, the camera pans {side}",
-    ", while the camera turns {side}",
+    ", the camera turns to the {side}|, slow pan {side}|, while the view sweeps to the {side}",
   ),
   "zoom": _table(
     ", the camera zooms {way}|, camera zooming {way}",
-    ", with a zoom {way}",
+    ", slowly zooming {way}|, with a smooth zoom {way}",
   ),
   "orbit": _table(
     ", the camera circles to the {side}|, the camera orbits around it to the {side}|"
     ", seen by a camera that moves around to the {side}",
-    ", while the camera goes around to the {side}",
+    ", the camera circles around the scene to the {side}|"
+    ", filmed by a camera moving around to the {side}|, orbit shot moving {side}",
   ),
 }
 LOOKS: dict[str, Choices] = {
@@ -311,12 +359,13 @@ LOOKS: dict[str, Choices] = {
     "hand-drawn lines: {text}|"
     "{text}, black lines on paper|"
     "black and white lines: {text}",
-    "{text}, in the style of an ink sketch|{text}, rendered as a line sketch",
+    "simple line drawing: {text}|{text}, drawn with thin ink outlines|a pen sketch: {text}",
   ),
   "pixel": _table(
     "in pixel art, {text}|{text}, in pixel art style|pixel art: {text}|{text}, as pixel art|"
     "{text}, pixelated|in coarse pixels, {text}|{text}, as in 8-bit graphics",
-    "{text}, like an old pixel video game|{text}, drawn in big pixels",
+    "{text}, like in an old 8-bit video game|retro pixel graphics: {text}|"
+    "{text}, made of big chunky pixels",
   ),
   "mono": _table(
     "a monochrome video in which {text}|{text}, in monochrome|monochrome: {text}|"
@@ -324,6 +373,7 @@ LOOKS: dict[str, Choices] = {
     "all in one hue: {text}|"
     "{text}, in one colour only|"
     "{text}, tinted",
-    "{text}, in a single tint|a one-colour monochrome picture in which {text}",
+    "{text}, everything in shades of one single colour|monochrome picture, {text}|"
+    "{text}, tinted in just one hue",
   ),
 }

@@ -62,7 +62,9 @@ def mirror_motion(motion: str) -> str:
 
 
 def is_heldout(colour: str, shape: str, motion: str) -> bool:
-  """True for about 10 % of colour x shape x motion, which `train` and `validation` never show.
+  """True for about 10 % of colour x shape x motion.
+
+  No main object of `train` and `validation` has them (bystanders lie about in all of them).
 
   A Latin-square-like rule: every (shape, motion family) loses at most one colour, so each pair of
   attributes is still trained on, only never the triple.

@@ -16,6 +16,7 @@ from sora_jax.models.text import Prompts
 
 GRIDS = {"square": (5, 8, 8), "wide": (3, 8, 12), "short": (2, 4, 4)}
 SHARES = {"square": 0.5, "wide": 0.2, "short": 0.3}
+MANY_SHORT = {"square": 0.2, "wide": 0.1, "short": 0.7}  # a batch of these in every five
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,48 @@ def test_a_shape_that_never_fits_is_refused(batches):
     with pytest.raises(UserError, match="set packing.length to 128"):
       small(way)
   next(small("bucket"))
+
+
+@pytest.mark.parametrize(("way", "packer", "others", "message"), [
+  ("pack", dict(cond_rows=4), {}, "square have up to 5 noise levels: set packing.cond_rows to 5"),
+  ("pad", dict(cond_rows=4), {}, "square have up to 5 noise levels: set packing.cond_rows to 5"),
+  ("pack", dict(text_length=7), {}, "up to 8 word pieces.*set packing.text_length to 8"),
+  ("pack", dict(short=0), {}, "packing.short=0 must be at least 1"),
+  ("pack", {}, dict(samples=0), "data.samples=0 must be at least 1"),
+])  # fmt: skip
+def test_room_that_some_samples_would_never_find_is_refused(batches, way, packer, others, message):
+  packer = dataclasses.replace(batches.packer, **packer)
+  with pytest.raises(UserError, match=message):
+    dataclasses.replace(batches, packer=packer, **others)(way)
+
+
+def test_given_frames_alone_need_two_levels(batches):
+  packer = dataclasses.replace(batches.packer, cond_rows=2)
+  tight = dataclasses.replace(
+    batches, packer=packer, mixture=Mixture(weights=dict(none=0.5, first=0.5, noise=0.0))
+  )
+  assert next(tight("pad"))["cond"].shape[1] == 2
+
+
+@pytest.mark.parametrize("tight", [dict(short=4, cond_rows=5), dict(short=2, text_length=15)])
+def test_a_shape_stays_in_long_sequences_if_short_ones_lack_any_room_for_it(batches, tight):
+  packer = dataclasses.replace(batches.packer, **tight)
+  whole = dataclasses.replace(batches, packer=packer, shares=MANY_SHORT)
+  assert {b["values"].shape[:2] for b in drawn(whole("pack"), 12)} == {(4, 160)}
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_draw_what_one_would(batches, hosts):
+  """Two groups of shapes, and room for all, so that what is drawn is what the batches hold."""
+  packer = Packer(rows=8, length=254, cond_rows=200, text_length=400, short=2)
+  roomy = dataclasses.replace(batches, packer=packer, samples=12, shares=MANY_SHORT)
+  parts = [drawn(roomy("pack", host, hosts), 12) for host in range(hosts)]
+  lengths = set()
+  for whole, *shards in zip(drawn(roomy("pack"), 12), *parts, strict=True):
+    assert sum(len(b["values"]) for b in shards) == len(whole["values"])
+    assert sorted(name for b in shards for name in b["id"]) == sorted(whole["id"])
+    lengths |= {b["values"].shape[1] for b in (whole, *shards)}
+  assert lengths == {127, 254}
 
 
 def test_there_is_no_other_way(batches):

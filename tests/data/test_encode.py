@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sora_jax.data import encode
+from sora_jax.data import encode, video
 from sora_jax.data.records import write_records
 from sora_jax.data.transforms import to_float
 from sora_jax.errors import UserError
@@ -85,3 +85,31 @@ def test_a_failure_stays_one(tmp_path, params, monkeypatch):
   monkeypatch.setattr(encode, "write_records", full)
   with pytest.raises(UserError, match="full"):
     cached(tmp_path, params)
+
+
+def test_what_the_sources_hold_now_is_what_is_trained_on(tmp_path, params, rng):
+  folder = tmp_path / "clips"
+  folder.mkdir()
+
+  def add(name, caption):
+    image = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    video.write(folder / f"{name}.png", image)
+    (folder / f"{name}.txt").write_text(caption)
+
+  def clips():
+    source = encode.cache(
+      tmp_path / "cache", VAE, params, dict(folder=dict(path=str(folder))), clips=4, frames=1,
+      size=(32, 32), fps=8.0, seed=0, batch_size=4,
+    )  # fmt: skip
+    return {source[i]["id"]: source[i] for i in range(len(source))}
+
+  add("a", "a red square")
+  first = clips()["a.png"]
+  assert clips().keys() == {"a.png"} and len(list((tmp_path / "cache").iterdir())) == 1
+  (folder / "a.txt").write_text("a blue square")
+  assert clips()["a.png"]["captions"] == ["a blue square"]
+  add("a", "a blue square")
+  assert not np.array_equal(clips()["a.png"]["latents"], first["latents"])
+  add("b", "a green square")
+  assert clips().keys() == {"a.png", "b.png"}
+  assert len(list((tmp_path / "cache").iterdir())) == 4

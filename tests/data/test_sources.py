@@ -26,6 +26,8 @@ def folder(rng, tmp_path):
   video.write(tmp_path / "d.png", clip(rng)[:1])
   (tmp_path / "d.txt").write_text("a still")
   (tmp_path / ".hidden.mp4").write_text("not looked at")
+  (tmp_path / "deep" / ".trash" / "er").mkdir(parents=True)
+  (tmp_path / "deep" / ".trash" / "er" / "e.mp4").write_text("not looked at either")
   (tmp_path / "README.md").write_text("nor is this")
   return tmp_path
 
@@ -73,13 +75,16 @@ def test_windows_are_random_and_repeatable(folder):
 
 
 @pytest.mark.parametrize("case, words", [
-  ("nowhere", "not a folder"), ("empty", "holds no videos"), ("no caption", "have no caption"),
+  ("nowhere", "not a folder"), ("unnamed", "folder.path"), ("empty", "holds no videos"),
+  ("no caption", "have no caption"),
   ("orphan", "have no video"), ("blank", "is empty"), ("binary", "UTF-8"),
 ])  # fmt: skip
 def test_folders_that_do_not_fit_are_refused(folder, case, words):
   path = folder
   if case == "nowhere":
     path = folder / "nowhere"
+  elif case == "unnamed":
+    path = ""
   elif case == "empty":
     path = folder / "void"
     path.mkdir()
@@ -130,7 +135,8 @@ def test_manifest_cuts_stretches(folder, capsys, suffix):
 @pytest.mark.parametrize("change, words", [
   ({"caption": ""}, "no caption"), ({"path": ""}, "no path"), ({"path": "x.mp4"}, "none of its"),
   ({"start": 2, "end": 1}, "start before end"), ({"start": "soon"}, "not seconds"),
-  ({"start": "nan"}, "not seconds"),
+  ({"start": "nan"}, "not seconds"), ({"end": float("inf")}, "not seconds"),
+  ({"end": 10**400}, "not seconds"), ({"start": float("inf"), "end": None}, "not seconds"),
 ])  # fmt: skip
 def test_manifests_that_do_not_fit_are_refused(folder, suffix, change, words):
   entry = {"path": "a.mp4", "caption": "c", "start": 0, "end": 1} | change
@@ -206,6 +212,8 @@ def test_tfds_data_sets_without_tensorflow(rng, tmp_path):
   by_caption = {s["caption"]: s for s in map(source.__getitem__, range(5))}
   for e in examples:
     assert (by_caption[e["text"].decode()]["video"] == e["clip"]).all()
+  (known,) = source.identity()
+  assert "1.0.0" in known and "shardLengths" in known
   with pytest.raises(UserError, match="moving_nothing"):
     sources.TFDSSource("moving_nothing", data_dir=str(tmp_path))
   assert "tensorflow" not in sys.modules

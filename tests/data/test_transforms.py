@@ -63,6 +63,7 @@ def test_crop_cuts_one_window_out_of_all_frames(rng):
     found = (windows == np.moveaxis(crop, -1, 1)[:, None, None]).all(axis=(0, 3, 4, 5))
     assert found.sum() == 1
     corners.add(tuple(np.argwhere(found)[0]))
+    assert not np.shares_memory(crop, original["video"])  # or whole frames would be read ahead
   rows, columns = zip(*corners, strict=True)
   assert (min(rows), max(rows), min(columns), max(columns)) == (0, 4, 0, 6)
   assert transforms.RandomCrop(64, 32)(original, rng)["video"].shape == (6, 64, 32, 3)

@@ -271,3 +271,21 @@ def test_pieces_make_the_same_file(rng, tmp_path, suffix):
     with pytest.raises(UserError):
       video.write(bad, iter(wrong))
   assert {path.name for path in tmp_path.iterdir()} == {whole.name, pieces.name}
+
+
+def test_a_folder_that_is_read_only_is_noticed_first(tmp_path, monkeypatch):
+  monkeypatch.setattr("os.access", lambda path, mode: False)
+  with pytest.raises(UserError, match="cannot be written to"):
+    video.check_output(tmp_path / "a.mp4")
+
+
+def test_a_clip_that_memory_cannot_hold_is_no_damage(tmp_path, monkeypatch):
+  path = tmp_path / "a.png"
+  video.write(path, np.zeros((1, 16, 16, 3), np.uint8))
+
+  def full(*args):
+    raise MemoryError
+
+  monkeypatch.setattr(video, "_collect", full)
+  with pytest.raises(UserError, match="does not fit into memory: give fewer frames"):
+    video.read(path)

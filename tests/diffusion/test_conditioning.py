@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from sora_jax.diffusion import conditioning
-from sora_jax.diffusion.conditioning import Mixture, Stretch, layout
+from sora_jax.diffusion.conditioning import MASK_EVERY, Mixture, Stretch, layout
 from sora_jax.diffusion.time import LevelSampler
+from sora_jax.errors import UserError
 
 PATCH = (1, 2, 2)
 
@@ -94,6 +95,7 @@ def test_every_pattern_leaves_something_to_make(rng, pattern):
   assert all(not k.all() for k in known)
   assert all(k.any() for k in known) == (pattern not in ("none", "noise"))
   assert any(len(s.cond) > 2 for s in seen) == (pattern == "noise")
+  assert max(len(s.cond) for s in seen) == settings["mixture"].rows(5)
 
 
 @pytest.mark.parametrize("pattern", Mixture().weights)
@@ -133,3 +135,37 @@ def test_images_and_dropped_texts_come_at_their_rates(rng):
   images = np.mean([np.ptp(s.positions[:, 0]) == 0 for s in seen])
   assert abs(images - 0.2) < 0.06
   assert abs(np.mean([not s.prompts for s in seen]) - 0.1) < 0.05
+
+
+def test_patterns_have_their_weights_whoever_was_encoded_with_a_mask(rng):
+  mixture = Mixture()
+  seen = [mixture.pattern(rng, masked=i % MASK_EVERY == 0) for i in range(1000 * MASK_EVERY)]
+  for name, weight in mixture.weights.items():
+    assert seen.count(name) / len(seen) == pytest.approx(weight, abs=0.015), name
+  greedy = Mixture(weights=dict(spatial=3.0, none=1.0))
+  assert {greedy.pattern(rng, masked=True) for _ in range(30)} == {"spatial"}
+  assert {greedy.pattern(rng, masked=False) for _ in range(30)} == {"none"}
+
+
+def test_masks_are_drawn_of_masked_clips_alone(rng):
+  mixture = Mixture(weights=dict(none=0.95, spatial=0.05), images=0)
+  record = clip(rng)
+  bare = {name: x for name, x in record.items() if name not in ("masked", "mask")}
+  known = lambda record: [  # noqa: E731
+    (levels_of(conditioning.draw(
+      rng, record, patch=PATCH, mixture=mixture, levels=LevelSampler()
+    )) == 0).any() for _ in range(400)
+  ]  # fmt: skip
+  assert np.mean(known(record)) == pytest.approx(0.05 * MASK_EVERY, abs=0.1)
+  assert not any(known(bare))
+
+
+@pytest.mark.parametrize(("weights", "message"), [
+  (dict(strech=1.0), "no pattern 'strech'; did you mean 'stretch'"),
+  (dict(none=1.0, first=-0.1), "first=-0.1 must be a number of at least 0"),
+  (dict(none=float("nan")), "none=nan must be"), (dict(none=0.0, noise=0.0), "none=1.0"),
+  ({}, "none=1.0"),
+])  # fmt: skip
+def test_weights_that_are_none_are_refused(weights, message):
+  with pytest.raises(UserError, match=message):
+    Mixture(weights=weights)

@@ -265,6 +265,8 @@ def test_a_large_film_is_decoded_small_and_its_sound_left_out(tmp_path, capsys, 
     ("red --task generate --paste", "cannot use --paste"),
     ("--task inpaint --video {a} --mask {a}", "moves: give a still image"),
     ("--task outpaint --video {a} --size 40x48", "use 48x48"),
+    ("--task outpaint --video {a} --size 16x48", "must hold the video's 32x32"),
+    ("red --fps 2000", "must be at most 1000"),
     ("--task animate --image {small} --frames 1", "2 frames or more, not 1"),
     ("--task fill --video {a} --missing 3-x", "'3-x' in --missing is no frame"),
     ("--task fill --video {a} --missing 7-12", "7-12 are not in 0-8"),
@@ -282,3 +284,15 @@ def test_what_cannot_be_done_is_one_sentence(call, clip, tmp_path, capsys, line,
   assert call(*line.format(a=a, small=small, story=story).split()) == 2
   said = capsys.readouterr().err
   assert message in said and said.count("\n") <= 2
+
+
+@pytest.mark.parametrize(
+  "line", ["--task extend --video {a}", "--task outpaint --video {a} --size 48x48"]
+)
+def test_what_memory_cannot_hold_is_not_decoded(call, clip, tmp_path, capsys, monkeypatch, line):
+  a = tmp_path / "a.gif"
+  files.write(a, clip)
+  monkeypatch.setattr(files, "MAX_BYTES", clip.nbytes - 1)
+  monkeypatch.setattr(files, "read", lambda *args, **kwargs: pytest.fail("it was decoded"))
+  assert call(*line.format(a=a).split()) == 2
+  assert "too much to hold in memory at 32x32" in capsys.readouterr().err
