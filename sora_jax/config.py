@@ -22,6 +22,9 @@ from sora_jax.errors import UserError
 T = TypeVar("T")
 Section: TypeAlias = Mapping[str, Any] | ConfigDict  # a ConfigDict is no Mapping to isinstance
 
+# Keys of tuples that keep their length: one number for each axis, or for each end. Others, such as
+# the widths of a model's stages, may grow and shrink.
+_FIXED = ("size", "patch", "momentum")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -63,6 +66,10 @@ def apply_override(config: ConfigDict, override: str) -> None:
   """Sets `a.b.c=value` in `config`; the value is read as the type of the one it replaces.
 
   `None` is Python's, and so is `none` but in the place of another string.
+
+  Raises:
+    UserError: there is no such key, or the value is of another type, or, for a size and the like,
+      of another length.
   """
   key, equals, text = override.partition("=")
   if not equals:
@@ -76,7 +83,14 @@ def apply_override(config: ConfigDict, override: str) -> None:
   old = _child(section, last, parents)
   if isinstance(old, ConfigDict):
     raise UserError(f"config.{key} is a section; set one of its keys: {', '.join(old)}.")
-  section[last] = _parse(key, text, old)
+  value = _parse(key, text, old)
+  tuples = isinstance(old, tuple | list) and isinstance(value, tuple | list)
+  if last in _FIXED and tuples and len(value) != len(old):
+    raise UserError(
+      f"config.{key} holds {len(old)} numbers, not {len(value)}: write them all, such as "
+      f"--config.{key}={','.join(map(str, old))}."
+    )
+  section[last] = value
 
 
 def build(target: Callable[..., T], section: Section, **extra: Any) -> T:

@@ -60,6 +60,16 @@ def test_override_mistakes(path, override, message):
     config_lib.load(path, [override])
 
 
+@pytest.mark.parametrize("text", ["96", "(96,)", "[96]", "1,2,3", "()"])
+@pytest.mark.parametrize("old", [(64, 48), [64, 48]])
+def test_a_size_keeps_its_length(text, old):
+  config = ConfigDict({"shapes": {"square": {"size": old}}})
+  with pytest.raises(UserError, match=r"holds 2 numbers, .* --config.shapes.square.size=64,48"):
+    config_lib.apply_override(config, f"shapes.square.size={text}")
+  config_lib.apply_override(config, "shapes.square.size=96,80")
+  assert tuple(config.shapes.square.size) == (96, 80)
+
+
 def test_file_mistakes(path, tmp_path):
   with pytest.raises(UserError, match="did you mean 'toy.py'"):
     config_lib.load(str(tmp_path / "toi.py"))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
 from sora_jax.errors import UserError
@@ -20,6 +23,9 @@ EXAMPLES = """examples:
 
 DIR holds ArrayRecord shards and an info.json; train on it with a `records` source.
 """
+
+
+_CHUNK = 8  # samples a process renders before it says so
 
 
 def add_parser(verbs: Any) -> None:
@@ -105,15 +111,32 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _samples(source: WorldSource, workers: int) -> Iterator[dict[str, Any]]:
-  """The samples in order; without full truth, `truth` still has the labels and the spec."""
+  """The samples in order; without full truth, `truth` still has the labels and the spec.
+
+  Raises:
+    UserError: a sample cannot be rendered, or a process that renders was killed.
+  """
   if workers == 1:
     yield from (_render(source, i) for i in range(len(source)))
     return
   # A rendering context does not survive a fork, and neither do JAX's threads.
-  with multiprocessing.get_context("spawn").Pool(
-    min(workers, len(source)), initializer=_start, initargs=(source,)
-  ) as pool:
-    yield from pool.imap(_work, range(len(source)), chunksize=8)
+  context = multiprocessing.get_context("spawn")
+  pool = ProcessPoolExecutor(min(workers, len(source)), context, _start, (source,))
+  pending: deque[Future[list[dict[str, Any]]]] = deque()
+  try:
+    for start in range(0, len(source), _CHUNK):
+      pending.append(pool.submit(_work, range(start, min(start + _CHUNK, len(source)))))
+      if len(pending) > 2 * workers:  # what is rendered and not yet asked for is in memory
+        yield from pending.popleft().result()
+    while pending:
+      yield from pending.popleft().result()
+  except BrokenProcessPool:
+    raise UserError(
+      "A process that renders was killed, perhaps because the memory is full: use fewer --workers "
+      "or a smaller --size."
+    ) from None
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def _render(source: WorldSource, index: int) -> dict[str, Any]:
@@ -132,8 +155,8 @@ def _start(source: WorldSource) -> None:
   _source = source
 
 
-def _work(index: int) -> dict[str, Any]:
-  return _render(_source, index)
+def _work(indices: range) -> list[dict[str, Any]]:
+  return [_render(_source, index) for index in indices]
 
 
 def _progress(samples: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:

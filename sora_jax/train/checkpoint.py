@@ -9,7 +9,7 @@ where shard 0 was (`data.shards`). A workdir holds
 
   config.json     the config it was started with
   checkpoints/N   after step N
-  damaged/N       a checkpoint that could not be read, moved out of the way
+  damaged/N       a checkpoint that could not be read, moved out of the way of one before it
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,8 +41,10 @@ from sora_jax.typing import Array, Params
 FREE = (
   "train.steps", "train.log_every", "train.checkpoint_every", "train.preview_every",
   "train.validate_every", "train.validate_batches", "train.keep",
-  "train.mesh", "train.max_bad_steps", "data.workers",
+  "train.mesh", "train.max_bad_steps",
 )  # fmt: skip
+
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # as TensorStore, which raises none, writes it
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
@@ -150,7 +153,8 @@ class Checkpoints:
   ) -> tuple[int, TrainState, Position] | None:
     """The newest readable checkpoint as (step, state, data position); None if there is none.
 
-    A damaged one is reported, moved to `damaged/`, and the one before it is tried.
+    A damaged one is reported and the one before it is tried; when one could be read, those are
+    moved to `damaged/`.
 
     Args:
       abstract: shapes, dtypes and shardings to restore to; the mesh may differ from the saved one.
@@ -159,12 +163,15 @@ class Checkpoints:
     Raises:
       UserError: there are checkpoints and none of them can be read, or they were made with other
         frozen weights.
+      MemoryError, OSError, or what JAX or TensorStore make of them: the machine or the disk is to
+        blame, not the checkpoint. All stay where they are.
     """
     total = checksum(frozen)
     place = jax.ShapeDtypeStruct((), total.dtype, sharding=abstract.step.sharding)
     abstract = abstract.replace(frozen=place)
     self.wait()  # the newest may still be on its way to the disk
     steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
+    damaged: list[int] = []
     for step in steps:
       data = _JsonPosition(self._shard)
       try:
@@ -172,17 +179,22 @@ class Checkpoints:
         with hosts.together():
           state = self._checkpointer.load_checkpointables(step, content)["state"]
       except Exception as e:  # Orbax and TensorStore raise many kinds
+        with hosts.together():  # what is no damage to one ends all
+          if not _is_damage(e):
+            raise
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         print(f"WARNING: checkpoint {step} is damaged ({reason}).", file=sys.stderr)
-        if step != steps[-1]:
-          self._set_aside(step)
-          hosts.say(f"WARNING: going back to the one before; {step} is in damaged/.")
+        damaged.append(step)
         continue
       if int(state.frozen) != int(total):
         raise UserError(
           f"{self._checkpointer.directory} was made with other frozen weights than these: give "
           "init_from the files it had, or start again in another --workdir."
         )
+      if damaged:
+        self._set_aside(damaged)
+        moved = ", ".join(map(str, damaged))
+        hosts.say(f"WARNING: going back to the one before, {step}; moved to damaged/: {moved}.")
       return step, state.replace(frozen=frozen), data.position
     if steps:
       raise UserError(
@@ -201,13 +213,14 @@ class Checkpoints:
     with self._disk_errors():
       self._checkpointer.close()
 
-  def _set_aside(self, step: int) -> None:
+  def _set_aside(self, steps: Sequence[int]) -> None:
     with hosts.together():
       if jax.process_index() == 0:
         self._damaged.mkdir(exist_ok=True)
-        target = self._damaged / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(self._checkpointer.directory / str(step), target)
+        for step in steps:
+          target = self._damaged / str(step)
+          shutil.rmtree(target, ignore_errors=True)
+          os.replace(self._checkpointer.directory / str(step), target)
     self._checkpointer.reload()
 
   def _check_space(self, state: TrainState) -> None:
@@ -280,11 +293,29 @@ def _name(index: int, count: int | str) -> str:
   return f"process_{index}_of_{count}.json"
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  """An error and those it came from."""
   while error is not None:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-      return True
-    if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
-      return True
+    yield error
     error = error.__cause__ or error.__context__
+
+
+def _is_disk_full(error: BaseException) -> bool:
+  for e in _chain(error):
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+      return True
+    if "No space left on device" in str(e) or "Disk quota exceeded" in str(e):
+      return True
   return False
+
+
+def _is_damage(error: BaseException) -> bool:
+  """Whether what could not be read is to blame, and neither the memory nor the disk."""
+  for e in _chain(error):
+    if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e):
+      return False
+    if isinstance(e, OSError) and not isinstance(e, FileNotFoundError):
+      return False
+    if any(int(code) != errno.ENOENT for code in _OS_ERROR.findall(str(e))):
+      return False
+  return True

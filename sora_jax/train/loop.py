@@ -34,8 +34,9 @@ from sora_jax.train.state import TrainState
 def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
   """Trains until `config.train.steps`; in a workdir with a checkpoint, from there on.
 
-  SIGTERM and Ctrl-C end the run after saving a checkpoint; of several processes, a signal to any
-  one ends all of them at the same step.
+  From the first step on, SIGTERM and Ctrl-C end the run after saving a checkpoint; of several
+  processes, a signal to any one ends all of them at the same step. Before it, while clips may be
+  encoded for hours, they do what they do elsewhere.
 
   Returns:
     The last `step`, its `loss`, how many steps were `skipped`, the number of `compilations`, and
@@ -51,9 +52,10 @@ def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     program = program_lib.build(config)
   shard = hosts.batch_shard(program.mesh)
   checkpoint.claim(Path(workdir), config)
-  with stop_signals() as stop, jax.set_mesh(program.mesh):
+  with jax.set_mesh(program.mesh):
     with contextlib.closing(_Run(config, program, shard, Path(workdir))) as run:
-      return run.until_done(stop)
+      with stop_signals() as stop:
+        return run.until_done(stop)
 
 
 class _Run:
@@ -67,6 +69,8 @@ class _Run:
     self.workdir, self.key, self.shard = workdir, jax.random.key(int(config.seed)), shard
     with hosts.together():
       self.data = self.recipe.dataset(*shard)
+      if self.train.validate_every and hasattr(self.recipe, "validation"):
+        self.recipe.validation(*shard)  # what is wrong with it is said now, not after hours
     self.checkpoints = checkpoint.Checkpoints(workdir, self.train.keep, shard)
     restored = None
     if self.checkpoints.latest is not None:
@@ -115,12 +119,14 @@ class _Run:
 
   def until_done(self, stop: Mapping[str, int]) -> dict[str, Any]:
     vote, stopped = hosts.Vote(), 0
-    while self.step < self.train.steps and not stopped:
+    while self.step < self.train.steps:
       self.advance()
       stopped = vote(stop.get("signal", 0))
       done = self.step >= self.train.steps
       if done or stopped or self.step % self.train.checkpoint_every == 0:
         self.save(final=done or bool(stopped))
+      if stopped:
+        break
       if self._due(self.train.validate_every):
         self.validate()
       if self._due(self.train.preview_every):
@@ -162,6 +168,9 @@ class _Run:
       return
     bad = f"{self.train.max_bad_steps} steps in a row had a loss or gradient that is not finite"
     advice = "lower optim.lr, or look at the samples named in metrics.jsonl."
+    # Two whole states may be too much. Nobody else reads these arrays: the next step takes them.
+    for leaf in jax.tree.leaves(self.state.replace(frozen=None)):
+      leaf.delete()
     restored = (
       None if self.rolled_back else self.checkpoints.restore(self.program.state, self.state.frozen)
     )
@@ -174,13 +183,19 @@ class _Run:
     self.rolled_back = True
 
   def save(self, final: bool = False) -> None:
-    """Saves state and data position, unless the last batch was bad; a final save always."""
+    """Saves state and data position, unless the last batch was bad.
+
+    A final save always, and it is on the disk before anything else is done: who asks to stop may
+    not wait long.
+    """
     self.guard(self.report.flush())
     if self.step == self.saved or (self.last.get("bad_streak") and not final):
       return
     self.report.cut(self.step)
     self.checkpoints.save(self.step, self.state, self.data.get_state())
     self.saved, self.rolled_back = self.step, False
+    if final:
+      self.checkpoints.wait()
     self.export()
 
   def _due(self, every: int) -> bool:
@@ -198,7 +213,7 @@ class _Run:
     self.report.validated(self.step, jax.device_get(found))
 
   def preview(self) -> None:
-    if not hasattr(self.recipe, "preview"):
+    if not hasattr(self.recipe, "preview") or not self.config.get("preview", True):  # no prompts
       return
     with hosts.on_first(self.state.average) as params:
       if params is not None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -101,7 +102,8 @@ def build(section: Any, params: Params, steps: int, trainable: str = ".*") -> Op
   """The optimiser for `params` (arrays or shapes) over `steps` updates.
 
   Raises:
-    UserError: an unknown key, name or schedule, or a pattern that no parameter matches.
+    UserError: an unknown key, name or schedule, or a pattern that no parameter matches or that is
+      no regular expression.
   """
   config = build_from_section(OptimConfig, section)
   if config.name not in ("adamw", "muon"):
@@ -111,6 +113,8 @@ def build(section: Any, params: Params, steps: int, trainable: str = ".*") -> Op
     raise UserError(
       f"No parameter's path matches trainable={trainable!r}; nothing would be trained."
     )
+  for pattern in (config.decay_exclude, config.muon_exclude):
+    _search(pattern)
   tree = jax.tree.map(lambda m, p: p if m else None, mask, params)
   for pattern, _ in config.lr_multipliers:
     if not any(jax.tree.leaves(path_mask(params, pattern))):
@@ -144,9 +148,19 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def path_mask(tree: Any, pattern: str) -> Any:
-  """True for each leaf whose path contains `pattern`."""
-  matches = re.compile(pattern).search
+  """True for each leaf whose path contains `pattern`. Raises UserError: that is no regex."""
+  matches = _search(pattern)
   return jax.tree_util.tree_map_with_path(lambda p, _: bool(matches(path_string(p))), tree)
+
+
+def _search(pattern: str) -> Callable[[str], re.Match[str] | None]:
+  """The search for a pattern of a config in paths. Raises UserError: it is no regex."""
+  try:
+    return re.compile(pattern).search
+  except re.error as e:
+    raise UserError(
+      f"The pattern {pattern!r} of parameter paths is no regular expression ({e}): correct it."
+    ) from None
 
 
 def decay_mask(tree: Any, exclude: str) -> Any:
@@ -157,7 +171,7 @@ def decay_mask(tree: Any, exclude: str) -> Any:
 
 def muon_mask(tree: Any, exclude: str) -> Any:
   """True for each kernel that Muon updates."""
-  excluded = re.compile(exclude).search
+  excluded = _search(exclude)
 
   def taken(path: tuple[Any, ...], leaf: Any) -> bool:
     name = path_string(path)

@@ -12,8 +12,6 @@ import dataclasses
 import functools
 import json
 import multiprocessing
-import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ from sora_jax.data.shards import shard, split
 from sora_jax.evals import degrade
 from sora_jax.evals.adherence import ATTRIBUTES, FRAMES, PER_SLOT, SIZE, SLOTS, Oracle
 from sora_jax.evals.controls import main_mask
-from sora_jax.interop import native
+from sora_jax.interop import folders, native
 from sora_jax.typing import Array, Params, PRNGKey, Scalar
 
 _IGNORE = -1
@@ -66,10 +64,16 @@ class Clips:
   def open(cls, folder: Path, count: int, seed: int, workers: int = 1) -> Clips:
     """Reads `folder`; renders it first if it is not there or was made differently."""
     asked = {"count": count, "seed": seed}
-    info = folder / "info.json"
-    if not info.is_file() or json.loads(info.read_text()) != asked:
-      _render(folder, count, seed, workers)
-      info.write_text(json.dumps(asked))
+    if _info(folder) != asked:
+      try:
+        with folders.written(folder, replace=True) as temporary:
+          _render(temporary, count, seed, workers)
+          folders.write_json(temporary / "info.json", asked)
+          if _info(folder) == asked:  # a run beside this one was faster, and may be reading it
+            raise FileExistsError(folder)
+      except OSError:
+        if _info(folder) != asked:
+          raise
     names = [field.name for field in dataclasses.fields(cls)]
     return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
 
@@ -101,13 +105,20 @@ def _labelled(index: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[int],
   return clip.video, np.packbits(main_mask(clip.truth), axis=-1), labels, visible
 
 
+def _info(folder: Path) -> Any:
+  """What the clips in a folder were made with; None if there are none, or it cannot be read."""
+  try:
+    return json.loads((folder / "info.json").read_text())
+  except (OSError, ValueError):
+    return None
+
+
 def _render(folder: Path, count: int, seed: int, workers: int) -> None:
-  temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-  temporary.mkdir(parents=True)
+  """Writes the arrays of `Clips` into `folder`."""
 
   def array(name: str, dtype: Any, *shape: int) -> np.memmap:
     return np.lib.format.open_memmap(
-      temporary / f"{name}.npy", mode="w+", dtype=dtype, shape=(count, *shape)
+      folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(count, *shape)
     )
 
   arrays = (
@@ -125,8 +136,6 @@ def _render(folder: Path, count: int, seed: int, workers: int) -> None:
         part[index] = values
   for part in arrays:
     part.flush()
-  shutil.rmtree(folder, ignore_errors=True)
-  os.replace(temporary, folder)
 
 
 @dataclass(frozen=True)

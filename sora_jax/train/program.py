@@ -72,7 +72,8 @@ class TrainConfig:
   Attributes:
     steps: batches to train on, in all.
     batch_size: samples per step, over all hosts, devices and micro-batches.
-    accumulate: micro-batches a batch is cut into; their gradients are averaged.
+    accumulate: micro-batches a batch is cut into; their gradients are averaged, each counting
+      the same: see `train_step`.
     preview_every: steps between sample videos; 0 = never.
     validate_every: steps between measurements of the averaged weights' loss on the first
       `validate_batches` of held-out samples; 0 = never.
@@ -201,7 +202,10 @@ def choose_mesh(
     UserError: a number is below 1, or the batch cannot be cut into `accumulate` parts, or not
       divided over the mesh, which holds all devices if there are several processes.
   """
-  for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+  for name in (
+    "steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "validate_batches",
+    "keep", "max_bad_steps",
+  ):  # fmt: skip
     if getattr(train, name) < 1:
       raise UserError(f"train.{name}={getattr(train, name)} must be at least 1.")
   rows, rest = divmod(train.batch_size, train.accumulate)

@@ -33,7 +33,10 @@ def train_step(
   Args:
     batch: a pytree of arrays with a common leading axis.
     loss: (params, batch, key, step) -> (mean loss, other means); see `program.Recipe`.
-    accumulate: micro-batches, dividing the leading axis.
+    accumulate: micro-batches, dividing the leading axis. What is taken is the mean of their losses,
+      each counting the same. That is the whole batch's loss if it is a mean over rows; of a mean
+      over what counts, such as the made tokens of recipe t2v, it is another number: one in a
+      micro-batch that has few of them counts more.
     after: (params, updates before this one, `OUTPUTS` of the loss or None) -> params; what it
       changes is not trained.
 

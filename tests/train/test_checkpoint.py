@@ -116,14 +116,59 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, m
   assert (step, data.state) == (1, "old")
   jax.tree.map(np.testing.assert_array_equal, _host(old), _host(restored))
   assert "checkpoint 2 is damaged" in capsys.readouterr().err
-  assert (tmp_path / "damaged" / "2").is_dir() and store.latest == 1
+  assert [p.name for p in (tmp_path / "damaged").iterdir()] == ["2"] and store.latest == 1
   store.save(2, new, "again")  # the step can be saved anew
   store.wait()
   assert store.restore(abstract, old.frozen)[2].state == "again"
   _damage(tmp_path / "checkpoints" / "2", how)
   _damage(tmp_path / "checkpoints" / "1", how)
+  shutil.rmtree(tmp_path / "damaged")
   with pytest.raises(UserError, match="No checkpoint in .* can be read"):
     store.restore(abstract, old.frozen)
+  assert store.latest == 2 and not (tmp_path / "damaged").exists()  # there may be nothing better
+  store.close()
+
+
+def _loop_of_links(folder):
+  """Makes a file of the arrays one that the disk will not open, which TensorStore says in words."""
+  largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  largest.unlink()
+  largest.symlink_to(largest.name)
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    MemoryError(),
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4294967296 bytes."),
+    None,
+  ],
+  ids=repr,
+)
+def test_what_the_machine_or_the_disk_did_is_no_damage(store, mesh, tmp_path, monkeypatch, error):
+  state, abstract = _state(mesh)
+  for step in (1, 2):
+    store.save(step, state, step)
+  store.wait()
+  if error is None:
+    _loop_of_links(tmp_path / "checkpoints" / "2")
+
+  def read(self, directory):
+    raise error
+
+  with monkeypatch.context() as patch:
+    if error is not None:
+      patch.setattr(checkpoint._JsonPosition, "_read", read)
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+      store.restore(abstract, state.frozen)
+  assert not isinstance(raised.value, UserError)
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+  assert store.latest == 2 and not (tmp_path / "damaged").exists()
+  if error is not None:
+    assert store.restore(abstract, state.frozen)[0] == 2
 
 
 def test_frozen_weights_are_left_out_and_must_be_the_same_again(store, mesh, tmp_path):
@@ -172,7 +217,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_checkpoint(
   assert store.restore(abstract, state.frozen)[2].state == "kept"
 
 
-CONFIG = {"seed": 1, "optim": {"lr": 1e-3}, "train": {"steps": 10, "keep": 2}, "widths": (1, 2)}
+CONFIG = {
+  "seed": 1, "optim": {"lr": 1e-3}, "train": {"steps": 10, "keep": 2}, "widths": (1, 2),
+  "data": {"workers": 0},
+}  # fmt: skip
 
 
 def test_a_workdir_belongs_to_its_config(tmp_path):
@@ -187,6 +235,8 @@ def test_a_workdir_belongs_to_its_config(tmp_path):
     checkpoint.claim(workdir, ConfigDict(CONFIG | {"seed": 2, "optim": {"lr": 2e-3}}))
   with pytest.raises(UserError, match="train.batch_size"):
     checkpoint.claim(workdir, ConfigDict(CONFIG | {"train": {"batch_size": 8}}))
+  with pytest.raises(UserError, match="data.workers"):  # the position of the data is theirs
+    checkpoint.claim(workdir, ConfigDict(CONFIG | {"data": {"workers": 2}}))
   (workdir / "config.json").write_text('{"seed": ')
   with pytest.raises(UserError, match="damaged"):
     checkpoint.claim(workdir, ConfigDict(CONFIG))

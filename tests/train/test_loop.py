@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import shutil
 
@@ -223,12 +224,23 @@ def _poison_after(config, first, count):
   return config
 
 
-def test_rolls_back_then_goes_on_with_later_data(tmp_path):
+def test_rolls_back_then_goes_on_with_later_data(tmp_path, monkeypatch):
+  restore, left = checkpoint.Checkpoints.restore, []
+
+  def one_at_a_time(self, abstract, frozen):
+    self.wait()  # the copies that are being saved
+    gc.collect()
+    live = [x for x in jax.live_arrays() if x.shape == abstract.params["mid"]["kernel"].shape]
+    left.append((len(live), [x.is_deleted() for x in jax.tree.leaves(frozen)]))
+    return restore(self, abstract, frozen)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "restore", one_at_a_time)
   config = _poison_after(fake_recipe.get_config(), first=5, count=4)
   summary = loop.fit(config, tmp_path)
   events = [line["event"] for line in lines(tmp_path) if "event" in line]
   assert "rolled back" in events and events.count("skipped") >= 3
   assert summary["step"] == 12
+  assert left == [(0, [False])]  # the bad state is gone before the good one comes
   assert all(np.isfinite(x).all() for p, x in saved(tmp_path).items() if "params" in p)
 
 
@@ -263,6 +275,10 @@ def test_stops_when_there_is_nothing_to_go_back_to(tmp_path):
     ({"mesh": {"model": 2}}, "no mesh axis 'model'"),
     ({"stepz": 3}, "did you mean 'steps'"),
     ({"steps": 0}, "at least 1"),
+    ({"keep": 0}, "train.keep=0 must be at least 1"),
+    ({"keep": -1}, "train.keep=-1 must be at least 1"),
+    ({"validate_batches": 0}, "train.validate_batches=0 must be at least 1"),
+    ({"max_bad_steps": 0}, "train.max_bad_steps=0 must be at least 1"),
     ({"precision": "half"}, "none that JAX knows, such as BF16_BF16_F32"),
   ],
 )
@@ -311,6 +327,20 @@ def test_previews_and_exports_see_the_average(tmp_path, rng):
   assert len(list((tmp_path / "previews").glob("*.gif"))) == 2
 
 
+@pytest.mark.parametrize("prompts", [(), ("a ball",)])
+def test_no_prompts_no_preview(tmp_path, prompts):
+  class Prompted(fake_recipe.Recipe):
+    def preview(self, params, key):
+      return {prompt: np.zeros((5, 16, 16, 3), np.uint8) for prompt in self.config.preview}
+
+  config = fake_recipe.get_config(preview_every=1, steps=1)
+  with config.unlocked():
+    config.preview = prompts
+  fake_recipe.use(Prompted)
+  loop.fit(config, tmp_path)
+  assert (tmp_path / "previews").exists() == bool(prompts)
+
+
 def test_held_out_batches_measure_the_averaged_weights(tmp_path):
   config = fake_recipe.get_config(validate_every=6, validate_batches=3)
   loop.fit(config, tmp_path)
@@ -336,3 +366,17 @@ def test_what_holds_nothing_out_says_so(tmp_path):
   fake_recipe.use(Plain)
   with pytest.raises(UserError, match="holds no samples out: set train.validate_every=0"):
     loop.fit(config, tmp_path)
+
+
+def test_held_out_samples_are_opened_before_the_first_step(tmp_path):
+  class Unreadable(fake_recipe.Recipe):
+    def validation(self, index, count):
+      raise UserError("There is no folder data/validation.")
+
+  config = fake_recipe.get_config(validate_every=10)
+  fake_recipe.use(Unreadable)
+  with pytest.raises(UserError, match="no folder"):
+    loop.fit(config, tmp_path)
+  assert not (tmp_path / "metrics.jsonl").exists()
+  config.train.validate_every = 0
+  assert loop.fit(config, tmp_path)["step"] == 12

@@ -188,6 +188,10 @@ def test_ema_is_the_average_with_warm_up(rng):
     ({"schedule": "cosin"}, ".*", "cosine"),
     ({}, "no_such_path", "no_such_path"),
     ({"lr_multipliers": (("no_such", 2.0),)}, ".*", "no_such"),
+    ({}, "^(?!text", r"'\^\(\?!text' .* is no regular expression"),
+    ({"lr_multipliers": (("text(", 2.0),)}, ".*", r"'text\(' .* is no regular expression"),
+    ({"muon_exclude": "text["}, ".*", r"'text\[' .* is no regular expression"),
+    ({"decay_exclude": "*text"}, ".*", r"'\*text' .* is no regular expression"),
   ],
 )
 def test_mistakes_are_named(section, trainable, word, rng):

@@ -1,5 +1,8 @@
 """The oracle's training examples: labels follow the pixels through flips, shifts and damage."""
 
+import dataclasses
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -92,3 +95,77 @@ def test_loss_has_a_term_per_answer(clips):
   loss, terms = jax.eval_shape(recipe.loss, params, batch, key, np.int32(0))
   assert loss.shape == ()
   assert {*ATTRIBUTES, "valid", "heat", "slot_colour", "slot_shape"} <= terms.keys()
+
+
+FAST = {"video": np.zeros(2), "masks": np.ones(2), "labels": np.arange(2), "visible": np.ones(2)}
+
+
+@pytest.fixture
+def renders(monkeypatch):
+  """A stand-in for `_render`: what it is called with, and what it does before it is done."""
+  calls, then = [], []
+
+  def render(folder, count, seed, workers):
+    calls.append((count, seed))
+    for name, array in FAST.items():
+      np.save(folder / f"{name}.npy", array)
+    for act in then:
+      act()
+
+  monkeypatch.setattr(oracle, "_render", render)
+  return calls, then
+
+
+def test_clips_are_rendered_once_and_anew_if_made_otherwise_or_damaged(tmp_path, renders):
+  calls, _ = renders
+  folder = tmp_path / "parents" / "clips"
+  assert len(oracle.Clips.open(folder, 2, seed=5)) == 2
+  oracle.Clips.open(folder, 2, seed=5)
+  assert calls == [(2, 5)]
+  oracle.Clips.open(folder, 2, seed=6)
+  (folder / "info.json").write_text('{"count": ')
+  oracle.Clips.open(folder, 2, seed=6)
+  assert calls == [(2, 5), (2, 6), (2, 6)]
+  assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_clips_have_no_name_before_they_are_whole(tmp_path, renders):
+  """Killed at any moment, a run leaves nothing that the next one stumbles over."""
+  _, then = renders
+  folder, found = tmp_path / "clips", []
+  left = tmp_path / f".clips.{os.getpid()}.tmp"  # by a run of the same number in a container
+  left.mkdir()
+  then.append(lambda: found.append(folder.exists()))
+  replace = os.replace
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      os, "replace", lambda a, b: (found.append((a / "info.json").is_file()), replace(a, b))
+    )
+    oracle.Clips.open(folder, 2, seed=5)
+  assert found == [False, True]
+
+
+def test_clips_of_a_faster_run_are_taken_as_they_are(tmp_path, renders):
+  calls, then = renders
+  folder = tmp_path / "clips"
+
+  def other():
+    then.clear()
+    oracle.Clips.open(folder, 2, seed=5)
+    (folder / "theirs").touch()
+
+  then.append(other)
+  assert len(oracle.Clips.open(folder, 2, seed=5)) == 2
+  assert len(calls) == 2 and (folder / "theirs").exists()
+  then.append(lambda: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    oracle.Clips.open(folder, 3, seed=5)
+  assert (folder / "theirs").exists()
+
+
+def test_a_render_is_what_is_opened(tmp_path):
+  opened = oracle.Clips.open(tmp_path / "clips", 2, seed=5)
+  for index in range(2):
+    rows = oracle._labelled(index, seed=5)
+    for part, row in zip(dataclasses.astuple(opened), rows, strict=True):
+      np.testing.assert_array_equal(part[index], np.asarray(row, part.dtype))

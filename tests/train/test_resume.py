@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from test_loop import losses, saved
 
-from sora_jax.train import loop
+from sora_jax.train import checkpoint, loop
 
 SCRIPT = Path(__file__).parent / "run_fake.py"
 
@@ -69,6 +70,74 @@ def test_asked_to_stop_saves_first(tmp_path):
   assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
   assert signal.getsignal(signal.SIGTERM) is before
   assert loop.fit(fake_recipe.get_config(), tmp_path)["step"] == 12
+
+
+class Stopped(fake_recipe.Recipe):
+  """Notes what is done from the sixth batch on, before which comes a SIGTERM."""
+
+  done: list[str] = []
+
+  def dataset(self, index, count):
+    inner = super().dataset(index, count)
+
+    class Stream:
+      read = 0
+
+      def __next__(self):
+        Stream.read += 1
+        if Stream.read == 6:
+          Stopped.done.clear()
+          signal.raise_signal(signal.SIGTERM)
+        return next(inner)
+
+      get_state, set_state = inner.get_state, inner.set_state
+
+    return Stream()
+
+  def validation(self, index, count):
+    self.done.append("validation")
+    return super().validation(index, count)
+
+  def preview(self, params, key):
+    self.done.append("preview")
+    return {}
+
+  def export(self, params, workdir):
+    there = {p.name for p in (workdir / "checkpoints").iterdir()}
+    self.done.append(f"export, 6 is there: {'6' in there}")
+
+
+def test_asked_to_stop_saves_at_once_and_measures_nothing(tmp_path, monkeypatch):
+  write = checkpoint._JsonPosition.save
+
+  async def slowly(self, directory):
+    inner = await write(self, directory)
+
+    async def late():
+      await asyncio.sleep(1)
+      await inner
+
+    return late()
+
+  monkeypatch.setattr(checkpoint._JsonPosition, "save", slowly)
+  config = fake_recipe.get_config(validate_every=6, preview_every=6)
+  fake_recipe.use(Stopped)
+  assert loop.fit(config, tmp_path)["step"] == 6
+  assert Stopped.done == ["export, 6 is there: True"]
+
+
+def test_a_signal_before_the_first_step_does_what_it_does_elsewhere(tmp_path):
+  handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+  class Encoding(fake_recipe.Recipe):
+    def dataset(self, index, count):
+      assert {s: signal.getsignal(s) for s in handlers} == handlers
+      signal.raise_signal(signal.SIGINT)
+
+  config = fake_recipe.get_config()
+  fake_recipe.use(Encoding)
+  with pytest.raises(KeyboardInterrupt):
+    loop.fit(config, tmp_path)
 
 
 def test_a_second_interrupt_does_not_wait():
