@@ -9,7 +9,7 @@ The latents are those of the shipped autoencoder, 8x8 of 64 channels at 64 px. S
   classes.load("runs/dit/export").sample(["red ball", "blue cube"], guidance=3.0)
 
 `:sit` is the same network trained as SiT, on velocities. Neither has been run at length: 1,300
-steps should take about 45 minutes on two CPU cores (an estimate from the operations). 900 of 32
+steps of 64 should take one to two hours on two CPU cores (from the run that follows). 900 of 32
 frames of the clips in data/worlds (`--config.data.sources.records.path`), 40 minutes beside other
 work, end at a held-out loss of 0.073 with floors and skies, and no things (experiments/systems).
 """

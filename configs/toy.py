@@ -1,11 +1,16 @@
 r"""The transformer of the shipped checkpoint `toy`: text to video, 48 to 160 px, 1 to 49 frames.
 
-Needs the autoencoder of configs/vae_toy.py. The worlds are rendered and encoded first, in a
-quarter of an hour. 4,000 steps of about 21 samples take three to four hours on two CPU cores (an
-estimate from the runs that made `toy`, README.md).
+The shipped autoencoder is used unless `--config.vae` names another. The worlds are rendered and
+encoded first, in a quarter of an hour. 4,000 steps of about 21 samples take three to four hours on
+two CPU cores (an estimate from the runs that made `toy`, README.md).
 
+  sora-jax train --config=configs/toy.py --workdir runs/toy
+
+With an autoencoder made anew (configs/vae_toy.py; needs the extra `train`):
+
+  sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
   sora-jax train --config=configs/vae_toy.py:components --workdir runs/vae
-  sora-jax train --config=configs/toy.py --config.vae=runs/vae/export --workdir runs/toy
+  sora-jax train --config=configs/toy.py --config.vae=runs/vae/export --workdir runs/toy_own
 
 On your own videos (mp4 files with captions in .txt files beside them):
 
@@ -15,8 +20,9 @@ On your own videos (mp4 files with captions in .txt files beside them):
 
 (or hold out a folder: `--config.data.validation.sources.folder.path`, and the weights alike).
 
-To go on from what ships, on worlds it has not seen, most of them square, and at higher noise (20
-minutes, and four for the worlds; the last run of `toy`, but for its seeds, which were 3):
+To go on from what ships, on worlds it has not seen, most of them square, and at higher noise. An
+hour, and eight minutes for the worlds, with `--config.train.precision=BF16_BF16_F32` on two cores
+that have instructions for it; the last run of `toy`, but for its seed, which was 4:
 
   sora-jax train --config=configs/toy.py:more --workdir runs/more
 
@@ -134,7 +140,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     config.packing.update(length=160, cond_rows=16, text_length=80, short=1)
     config.data.samples, config.train.batch_size = 38, 14
   elif arg == "more":
-    config.init_from, config.seed = "toy", 4
+    config.init_from, config.seed = "toy", 5
     config.data.sources.worlds.seed = config.seed
     config.data.shapes.loops.sources.worlds.seed = config.seed
     for name, shape in config.data.shapes.items():

@@ -7,8 +7,10 @@ train, so one step at rate 0:
   sora-jax data worlds --out data/worlds --count 10000 --seed 0 --size 64x64
   sora-jax train --config=configs/vae_toy.py:components --workdir runs/vae
 
-By default the decoder has levels that learn what the components miss, and `polish` sharpens them
-and teaches them to forgive slightly wrong latents; neither has been run at length:
+By default the decoder has levels that learn what the components miss, slowly: 0.1 dB in 800 steps
+on thousands of clips, before Muon took their first and last convolution (docs/architecture.md).
+`polish` is meant to sharpen them and to forgive slightly wrong latents; it has not been run at
+length:
 
   sora-jax train --config=configs/vae_toy.py --workdir runs/levels
   sora-jax train --config=configs/vae_toy.py:polish --config.init_from=runs/levels/export \

@@ -11,14 +11,12 @@
 # %% [markdown]
 # # A first video
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/)
-#
 # A prompt becomes a video, and then we look at what happened on the way: latents, tokens, noise
 # levels. At the end you change the seed, the size and the words. All of it runs on a CPU in a few
 # minutes.
 #
-# **In Colab**: give the address of the repository, or upload this file. The next cell installs the
-# package from there; on your own machine, after `make install`, it does nothing.
+# **In Colab**: upload this file and set `SOURCE` below to the repository's address, `git+https://...`.
+# On your own machine, after `pip install -e ".[notebooks]"`, the next cell does nothing.
 
 # %%
 import importlib.util

@@ -119,7 +119,7 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
     "--frames",
     type=int,
     metavar="N",
-    help="4k+1, 1 is an image; extend, connect: any number of new ones",
+    help="4k+1, 1 is an image; loop: 4k; extend, connect, loop of a video: any number of new ones",
   )
   parser.add_argument("--fps", type=float, metavar="N", help="frames per second")
   parser.add_argument("--steps", type=int, metavar="N", help="solver steps")

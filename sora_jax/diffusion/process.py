@@ -1,4 +1,4 @@
-"""Rectified flow (Liu et al. 2022; Lipman et al. 2022), the only forward process of this library.
+"""Rectified flow (Liu et al. 2022; Lipman et al. 2022): the process of all models of videos.
 
 With data x, standard normal noise e and a noise level t in [0, 1] (0 = data, 1 = noise):
 

@@ -127,6 +127,7 @@ def test_asked_to_stop_saves_at_once_and_measures_nothing(tmp_path, monkeypatch)
 
 
 def test_a_signal_before_the_first_step_does_what_it_does_elsewhere(tmp_path):
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background: none
   handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
 
   class Encoding(fake_recipe.Recipe):
@@ -136,8 +137,11 @@ def test_a_signal_before_the_first_step_does_what_it_does_elsewhere(tmp_path):
 
   config = fake_recipe.get_config()
   fake_recipe.use(Encoding)
-  with pytest.raises(KeyboardInterrupt):
-    loop.fit(config, tmp_path)
+  try:
+    with pytest.raises(KeyboardInterrupt):
+      loop.fit(config, tmp_path)
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_interrupt_does_not_wait():
