@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,9 @@ def written(folder: str | os.PathLike[str], replace: bool = False) -> Iterator[P
   if folder.is_symlink():
     folder = folder.resolve()  # the link stays
   folder.parent.mkdir(parents=True, exist_ok=True)
-  temporary, old = (folder.parent / f".{folder.name}.{os.getpid()}.{x}" for x in ("tmp", "old"))
+  # Hosts that share a disk may have processes of the same number.
+  own = f".{folder.name}.{platform.node()}.{os.getpid()}"
+  temporary, old = (folder.parent / f"{own}.{x}" for x in ("tmp", "old"))
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir()
   try:

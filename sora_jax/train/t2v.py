@@ -308,7 +308,8 @@ class T2VRecipe:
 
 def build(config: ConfigDict) -> T2VRecipe:
   """The recipe of a config."""
-  _sampling(config)  # a mistake in it is found now, not after training
+  _sampling(config)  # a mistake in it is found now, not after training,
+  config_lib.build(conditioning.Mixture, config.mixture)  # and one in this not after encoding
   dit = config_lib.build(DiT, config.model)
   text, width = None, dit.text_width
   if not config.get("text_from"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import platform
 
 import jax
 import numpy as np
@@ -133,7 +134,9 @@ def test_clips_have_no_name_before_they_are_whole(tmp_path, renders):
   """Killed at any moment, a run leaves nothing that the next one stumbles over."""
   _, then = renders
   folder, found = tmp_path / "clips", []
-  left = tmp_path / f".clips.{os.getpid()}.tmp"  # by a run of the same number in a container
+  left = (
+    tmp_path / f".clips.{platform.node()}.{os.getpid()}.tmp"
+  )  # by a run of the same number in a container
   left.mkdir()
   then.append(lambda: found.append(folder.exists()))
   replace = os.replace
