@@ -139,7 +139,7 @@ class T2VRecipe:
     return flow_matching(model, tokens, key)
 
   def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Of packed or padded samples; buckets come in several shapes of about as many tokens."""
+    """Of packed or padded samples; buckets, and short sequences, hold about as many tokens."""
     return self.packer.fields(self.packer.rows, self.dit.patch_width, self.dit.cond_features)
 
   @functools.cached_property
