@@ -30,8 +30,7 @@ from sora_jax.worlds.reading import read
 
 LEAST = realism.LEAST
 LEAST_SIDE = MOTION[1]  # pixels: the cells of the finest grid that clips are averaged over
-# What `data.codes.cache` is told of its clips.
-ENCODED = ("sources", "clips", "frames", "size", "fps")
+ENCODED = {"sources", "clips", "frames", "size", "fps"}  # what `data.codes.cache` is told of clips
 LOOKED_AT = 400  # worlds for each that is to show one thing of a certain colour and shape
 SEARCHED = 40  # so many times as many training clips as samples are searched, at most
 
@@ -334,11 +333,9 @@ def training(
     UserError: the sources that the config names are not there.
   """
   data = config.get("training", {}).get("data", {})
-  own = [{key: data[key] for key in ENCODED if key in data}]
+  own = [{key: data[key] for key in ENCODED}] if ENCODED <= data.keys() else []
   for shape in (*data.get("shapes", {}).values(), *own):
-    if (shape.get("frames"), *shape.get("size", ())) != (frames, height, width):
-      continue
-    if shape.get("loop"):
+    if (shape["frames"], *shape["size"]) != (frames, height, width) or shape.get("loop"):
       continue
     settings = {key: x for key, x in shape.items() if key != "share"}
     settings |= dict(size=(height, width), seed=config["training"]["seed"])

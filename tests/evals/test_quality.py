@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cheap import Blind
 
+from sora_jax import config as config_lib
 from sora_jax.cli import main
 from sora_jax.data import encode, video
 from sora_jax.errors import UserError
@@ -196,6 +197,8 @@ def test_training_clips_are_those_that_were_encoded(monkeypatch):
     np.testing.assert_array_equal(np.concatenate(list(clips)), seen[:total])
   assert exhibit.training(config, 17, 32, 32, 3) is None  # no such shape
   assert exhibit.training({}, 17, 64, 64, 3) is None
+  stills = config_lib.load("configs/dit_toy.py").to_dict()  # one number is its size
+  assert exhibit.training({"training": stills}, 1, 64, 64, 3) is None
   flat = {"training": {"seed": 3, "data": {**settings, "seed": 8, "cache": "elsewhere"}}}
   clips, count = exhibit.training(flat, 17, 64, 64, 6)  # as `data.codes` encodes them
   del settings["loop"]
