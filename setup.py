@@ -69,7 +69,9 @@ setup(
   python_requires=">=3.11",
   packages=find_packages(include=["sora_jax", "sora_jax.*"]),
   package_data={
-    "sora_jax": ["checkpoints/**/*", "evals/weights/**/*", "interop/wordpieces/*"],
+    "sora_jax": [
+      "checkpoints/**/*", "evals/weights/**/*", "interop/wordpieces/*", "worlds/wordings.toml",
+    ],
   },
   install_requires=CORE,
   extras_require={

@@ -1,9 +1,9 @@
-"""Peak memory of decoding a video into a file as it comes: one second against a minute.
+"""Peak memory of decoding a video into a file as it comes: after a second against after a minute.
 
 python benchmarks/decode_memory.py --out benchmarks/decode_memory.md
 
-Each length is decoded in a process of its own, latent frame by latent frame, and written as H.264;
-the number is the most memory that process ever had (`ru_maxrss`), with Python, JAX and compilation.
+One video is decoded latent frame by latent frame and written as H.264; the number is the most
+memory the process ever had (`ru_maxrss`) until then, with Python, JAX and compilation.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from timing import ROOT, report
+from timing import report
 
 from sora_jax.data import video
 from sora_jax.generate.codec import Codec
@@ -34,55 +32,63 @@ QUICK = dict(VARIANTS["wan2.1"], widths=(4, 4), time_down=(True,), kernel_t=(1, 
              res_blocks=1, mid_attention=False)  # fmt: skip
 
 
-def decode(fields: dict[str, Any], size: tuple[int, int], seconds: int) -> dict[str, float]:
-  """Decodes random latents with random weights into a file that is thrown away."""
+def decode(
+  fields: dict[str, Any], size: tuple[int, int], seconds: Sequence[int]
+) -> list[dict[str, float]]:
+  """Decodes random latents with random weights into a file that is thrown away.
+
+  Returns: a row for each of `seconds`, in order, as it was when so much had been written; the last
+    is as it was when the file was complete.
+  """
   vae = VideoVAE(**fields)
   key = jax.random.key(0)
   params = jax.jit(vae.init)(key, np.zeros((1, 1, *size, 3), np.float32), key)["params"]
-  count, lh, lw = vae.latent_shape(FPS * seconds + 1, *size)
+  count, lh, lw = vae.latent_shape(FPS * seconds[-1] + 1, *size)
   rng = np.random.default_rng(0)
+  rows = []
+  start = time.perf_counter()
 
   def latents() -> Iterator[np.ndarray]:
     for _ in range(count):
       yield rng.normal(size=(1, 1, lh, lw, vae.z_channels)).astype(np.float32)
 
-  start = time.perf_counter()
+  def note(mark: int) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rows.append({"seconds": mark, "peak MB": peak, "time": time.perf_counter() - start})
+
+  def frames() -> Iterator[np.ndarray]:
+    written = 0
+    for piece in Codec(vae, params).stream(latents()):
+      if len(rows) < len(seconds) - 1 and written >= FPS * seconds[len(rows)]:
+        note(seconds[len(rows)])
+      written += piece.shape[1]
+      yield piece[0]
+
   with tempfile.TemporaryDirectory() as folder:
-    frames = (piece[0] for piece in Codec(vae, params).stream(latents()))
-    video.write(Path(folder) / "video.mp4", frames, FPS)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  return {"seconds": seconds, "peak MB": peak, "time": time.perf_counter() - start}
+    video.write(Path(folder) / "video.mp4", frames(), FPS)
+  note(seconds[-1])
+  return rows
 
 
 def main() -> None:
-  """Measures in processes of its own, and prints."""
+  """Measures, and prints."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--seconds", nargs="+", type=int, default=[1, 60])
+  parser.add_argument("--seconds", nargs="+", type=int, default=[1, 60], help="in ascending order")
   parser.add_argument("--quick", action="store_true", help="a tiny autoencoder")
   parser.add_argument("--json", action="store_true", help="print one JSON object for each length")
   parser.add_argument("--out", help="also write the table there")
-  parser.add_argument("--only", type=int, help=argparse.SUPPRESS)  # one length, in this process
   args = parser.parse_args()
   fields, size = (QUICK, (96, 160)) if args.quick else (FULL, (128, 224))
-  if args.only:
-    print(json.dumps(decode(fields, size, args.only)))
+  rows = decode(fields, size, args.seconds)
+  if args.json:
+    print(*map(json.dumps, rows), sep="\n")
     return
-  rows = []
-  for seconds in args.seconds:
-    command = [sys.executable, __file__, *sys.argv[1:], f"--only={seconds}"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    rows.append(json.loads(done.stdout.splitlines()[-1]))
-    if args.json:
-      print(json.dumps(rows[-1]))
-  if not args.json:
-    lines = ["| video | peak memory, MB | against the first | time, s |", "|---|---|---|---|"]
-    for row in rows:
-      ratio = row["peak MB"] / rows[0]["peak MB"]
-      lines.append(
-        f"| {row['seconds']} s | {row['peak MB']:.0f} | {ratio:.3f} | {row['time']:.1f} |"
-      )
-    how = f"{size[0]} x {size[1]} pixels, {FPS} fps, latent frame by latent frame into an mp4"
-    report("Memory of decoding", "\n".join(lines), args.out, how)
+  lines = ["| written | peak memory, MB | against the first | time, s |", "|---|---|---|---|"]
+  for row in rows:
+    ratio = row["peak MB"] / rows[0]["peak MB"]
+    lines.append(f"| {row['seconds']} s | {row['peak MB']:.0f} | {ratio:.3f} | {row['time']:.1f} |")
+  how = f"{size[0]} x {size[1]} pixels, {FPS} fps, latent frame by latent frame into an mp4"
+  report("Memory of decoding", "\n".join(lines), args.out, how)
 
 
 if __name__ == "__main__":

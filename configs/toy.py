@@ -145,10 +145,10 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     config.data.sources.worlds.seed = config.seed
     config.data.shapes.loops.sources.worlds.seed = config.seed
     for name, shape in config.data.shapes.items():
-      shape.clips = 9000 if name == "square" else 256
+      shape.clips = 12_000 if name == "square" else 256
     config.data.shapes.square.share = 1.2
-    config.data.samples, config.levels.shift = 30, 3.0
-    config.optim.lr, config.train.steps = 1.3e-3, 2400
+    config.data.samples, config.levels.shift, config.packing.text_length = 30, 3.0, 176
+    config.optim.lr, config.train.steps = 1.3e-3, 4200
   elif arg == "low":
     del config.text  # read by the first transformer's encoder, which stays as it is
     config.text_from = config.init_from = "toy"

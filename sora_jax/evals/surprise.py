@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from sora_jax.data.masks import Masks
 from sora_jax.data.transforms import to_float
 from sora_jax.errors import UserError
 from sora_jax.evals.features import PIECE, in_pieces
@@ -31,17 +32,22 @@ ALIKE = 1e-4  # of surprise, relative: what rounding makes of two moments that a
 FUTURE = "future"  # the kind of mask that training asks for the future with
 
 
-def surprise(vjepa: VJEPA, params: Params, video: Video, mask: int) -> Float[jax.Array, "b s"]:
+def surprise(
+  vjepa: VJEPA, params: Params, video: Video, mask: int, context: int | None
+) -> Float[jax.Array, "b s"]:
   """Mean absolute error of the features predicted for each frame of the grid but the first.
 
-  The context is everything before it, and the truth is what the target encoder makes of it and
+  The context is what comes before it, and the truth is what the target encoder makes of it and
   everything before: what comes later changes nothing.
 
   Args:
     params: `encoder`, `predictor` and `target`.
     mask: the kind of mask to ask with.
+    context: how many tokens the encoder sees at most, as in training (`Masks.counts`): random ones,
+      the same in all clips. None: all that come before.
   """
   values, positions = tubelets(video, vjepa.patch)
+  chance = jnp.asarray(np.random.default_rng(0).permutation(values.shape[1]))
   times = positions[..., 0].astype(jnp.int32)
   frames = video.shape[1] // vjepa.patch[0]
   size = values.shape[1] // frames
@@ -50,7 +56,11 @@ def surprise(vjepa: VJEPA, params: Params, video: Video, mask: int) -> Float[jax
 
   def at(moment: jax.Array) -> jax.Array:
     part = lambda x: jax.lax.dynamic_slice_in_dim(x, moment * size, size, axis=1)  # noqa: E731
-    past, present = ((times < m).astype(jnp.int32) for m in (moment, moment + 1))
+    past, present = (times < m for m in (moment, moment + 1))
+    if context is not None:
+      chances = jnp.where(past[0], chance, chance.size)
+      past &= chances <= jnp.sort(chances)[min(context, chance.size) - 1]
+    past, present = past.astype(jnp.int32), present.astype(jnp.int32)
     seen = vjepa.apply(learned, values, positions, past, method="encode")
     expected = vjepa.apply(
       learned, seen, positions, part(positions), past, mask=mask, method="predict"
@@ -61,7 +71,7 @@ def surprise(vjepa: VJEPA, params: Params, video: Video, mask: int) -> Float[jax
   return jax.lax.map(at, jnp.arange(1, frames)).T
 
 
-_surprise = jax.jit(surprise, static_argnums=(0, 3))
+_surprise = jax.jit(surprise, static_argnums=(0, 3, 4))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +81,7 @@ class Surprise:
   vjepa: VJEPA
   params: Params
   mask: int = 1
+  context: int | None = None
 
   @classmethod
   def load(cls, name: str | os.PathLike[str]) -> Surprise:
@@ -81,20 +92,24 @@ class Surprise:
     """
     vjepa, params = native.load_vjepa(name)
     training = native.read_config(native.find(name)).get("training", {})  # none if it was converted
-    kinds = sorted(training.get("masks", {}).get("kinds", {}))
+    masks = training.get("masks", {})
+    kinds = sorted(masks.get("kinds", {}))
     if FUTURE not in kinds:
       known = ", ".join(kinds) or "none"
       raise UserError(
         f"The V-JEPA {name} was never asked for what comes next: its kinds of mask must include "
         f"{FUTURE!r}, and are {known}. Train one with configs/vjepa_toy.py."
       )
-    return cls(vjepa, params, kinds.index(FUTURE))
+    context, _ = Masks(
+      grid=vjepa.grid, context=masks["context"], targets=masks["targets"], kinds={}
+    ).counts
+    return cls(vjepa, params, kinds.index(FUTURE), context)
 
   def surprise(self, clips: UInt8[np.ndarray, "b t h w 3"]) -> Float[np.ndarray, "b s"]:
     """Of each frame of the grid but the first; last frames that fill no patch are left out."""
     frames = clips.shape[1] // self.vjepa.patch[0] * self.vjepa.patch[0]
-    clips = clips[:, :frames]
-    return in_pieces(lambda x: _surprise(self.vjepa, self.params, to_float(x), self.mask), clips)
+    ask = lambda x: _surprise(self.vjepa, self.params, to_float(x), self.mask, self.context)  # noqa: E731
+    return in_pieces(ask, clips[:, :frames])
 
 
 def expectation(scorer: Scorer, pairs: Iterable[Pair]) -> Results:

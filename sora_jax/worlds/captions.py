@@ -47,8 +47,8 @@ class _Writer:
   def noun(self, thing: Thing, size: bool) -> str:
     """E.g. "small red ball": no article."""
     names = phrases.SHAPES[thing.shape]
-    # Synonyms are rarer than the plain word in training, and the rule in the held-out wordings.
-    plain = self.wording == "train" and self.rng.uniform() < 0.7
+    # As often as a synonym in training, never in the held-out wordings.
+    plain = self.wording == "train" and self.rng.uniform() < 0.5
     shape = thing.shape if plain else self.pick(names)
     words = [thing.colour, shape]
     if size and thing.size != "medium":
@@ -60,7 +60,7 @@ class _Writer:
     if self.spec.scene == "topple":
       count = sum(x.role in ("main", "block") for x in self.spec.things)
       noun = self.noun(self.spec.main, False)
-      plural = noun + ("es" if noun.endswith("x") else "s")
+      plural = noun + ("es" if noun.endswith(("x", "s", "ch", "sh")) else "s")
       number = self.pick(phrases.NUMBERS[count]) + " " if size else ""
       return f"{self.pick(phrases.TOWERS)} of {number}{plural}"
     return name
@@ -127,7 +127,7 @@ def describe(spec: Spec, level: int, rng: np.random.Generator | int, wording: st
   if level > 0:
     parts = [writer.extras()]
     if level == 2 or writer.rng.uniform() < 0.5:
-      parts.append(writer.pick(phrases.FLOORS).format(floor=phrases.FLOOR_NAMES[spec.floor]))
+      parts.append(writer.pick(phrases.FLOORS).format(floor=spec.floor))
     text += "".join(parts)
   if level == 2:
     text += writer.pick(phrases.LIGHTS[spec.light])

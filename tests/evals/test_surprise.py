@@ -1,5 +1,7 @@
 """Surprise sees the past only, and the score of pairs has known answers."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -48,6 +50,14 @@ def test_it_is_the_same_in_any_batch(scorer, clips):
   features = frozen(MODEL, scorer.params["target"])
   assert features(clips).shape == (18, 16, 24)
   np.testing.assert_allclose(features(clips[5:6])[0], features(clips)[5], rtol=1e-4, atol=1e-5)
+
+
+def test_it_sees_no_more_than_in_training(scorer, clips):
+  """Each frame of the grid has four tokens, and the last moment has twelve before it."""
+  few, many = (dataclasses.replace(scorer, context=n).surprise(clips[:2]) for n in (4, 12))
+  np.testing.assert_allclose(many, scorer.surprise(clips[:2]), rtol=1e-6)
+  np.testing.assert_allclose(few[:, 0], many[:, 0], rtol=1e-6)
+  assert np.abs(few[:, 1:] - many[:, 1:]).min() > 1e-6
 
 
 def pairs(rng, count):

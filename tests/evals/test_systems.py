@@ -124,10 +124,10 @@ def save_vjepa(path, training):
 def test_a_checkpoint_gives_what_it_can_do(folder, tmp_path, monkeypatch):  # noqa: F811
   ours = systems.load(folder)
   assert isinstance(ours, Continuer) and isinstance(ours, Surprised)
-  kinds = {"training": {"masks": {"kinds": {"short": {}, "future": {}}}}}
-  jepa = systems.load(save_vjepa(tmp_path / "jepa", kinds))
+  masks = {"context": 0.5, "targets": 0.5, "kinds": {"short": {}, "future": {}}}
+  jepa = systems.load(save_vjepa(tmp_path / "jepa", {"training": {"masks": masks}}))
   assert isinstance(jepa, Surprised) and not isinstance(jepa, Continuer)
-  assert jepa.mask == 0  # of the kinds in their order
+  assert (jepa.mask, jepa.context) == (0, 8)  # of the kinds in their order; half of 4 x 2 x 2
 
   class Other:
     def continued(self, known, prompts, *, seed, frames, progress=False):

@@ -53,9 +53,10 @@ def test_pieces_are_the_whole(codec, rng, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_minute_needs_no_more_memory_than_a_second():
+def test_a_minute_needs_no_more_memory_than_its_first_seconds():
   command = [sys.executable, "benchmarks/decode_memory.py", "--quick", "--json"]
+  command += ["--seconds", "2", "60"]  # after one, x264 does not yet hold all it looks ahead at
   done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
   assert done.returncode == 0, done.stderr
   peaks = {row["seconds"]: row["peak MB"] for row in map(json.loads, done.stdout.splitlines())}
-  assert peaks[60] < 1.05 * peaks[1]
+  assert peaks[60] < 1.05 * peaks[2]  # the pixels of a minute would be 16 % more

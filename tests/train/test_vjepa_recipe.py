@@ -124,8 +124,9 @@ def test_from_worlds_to_what_is_read_off_them(tmp_path):
   again = program.build_recipe(config).init(jax.random.key(1))
   jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(params))
   clips = next(program.build_recipe(config).validation(0, 1))["video"]
-  assert Surprise.load(tmp_path / "export").mask == 0
-  assert Surprise.load(tmp_path / "export").surprise(clips).shape == (2, 2)
+  scorer = Surprise.load(tmp_path / "export")
+  assert (scorer.mask, scorer.context) == (0, round(0.2 * 3 * 4 * 4))
+  assert scorer.surprise(clips).shape == (2, 2)
   known, held_out = (probe.Labelled.draw(4, 0, split, model) for split in ("train", "validation"))
   encoders = {"vjepa": frozen(model, params["target"]), **probe.baselines(model)}
   results = probe.compare(encoders, model.grid, known, held_out, steps=2, batch=2)
