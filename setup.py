@@ -70,7 +70,10 @@ setup(
   packages=find_packages(include=["sora_jax", "sora_jax.*"]),
   package_data={
     "sora_jax": [
-      "checkpoints/**/*", "evals/weights/**/*", "interop/wordpieces/*", "worlds/wordings.toml",
+      "checkpoints/**/*",
+      "evals/weights/**/*",
+      "interop/wordpieces/*",
+      "worlds/wordings.toml",
     ],
   },
   install_requires=CORE,
