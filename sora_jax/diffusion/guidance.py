@@ -4,6 +4,7 @@ noise levels (Kynkäänniemi et al. 2024)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -37,6 +38,11 @@ class Guidance:
     """Whether the unconditional model is needed at all."""
     return self.scale != 1
 
+  def acts(self, level: Any) -> Any:
+    """Whether the unconditional model matters at a noise level, or at each of some."""
+    low, high = self.interval
+    return (level >= low) & (level <= high) & self.active
+
   def __call__(
     self,
     conditional: Float[Array, "b n p"],
@@ -45,8 +51,7 @@ class Guidance:
     made: Bool[Array, "b n"],
   ) -> Float[Array, "b n p"]:
     """Combines the two velocities; statistics are taken over the tokens that are made."""
-    low, high = self.interval
-    scale = jnp.where((level >= low) & (level <= high), self.scale, 1.0)
+    scale = jnp.where(self.acts(level), self.scale, 1.0)
     guided = unconditional + scale * (conditional - unconditional)
     factor = _std(conditional, made) / jnp.maximum(_std(guided, made), 1e-6)
     return guided * (1 + self.rescale * (factor - 1))

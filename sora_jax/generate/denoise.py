@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -180,22 +181,29 @@ class Denoiser:
       shape = (rows, packer.length * self.dit.pieces, width)
       memory = jnp.zeros(shape, self.dit.dtype or values.dtype)
     carry = jax.device_put(solvers.start(values, memory), values.sharding)
-    for name, piece in self._pieces(table):
+    # Where guidance does not act, nothing is asked without the prompt, unless the rows with and
+    # without it are what the mesh divides, or what the memory is of.
+    always = memory is not None or len(stories) % sharding.batch_ways(mesh) > 0
+    for name, guided, piece in self._pieces(table, guidance.acts(table[:, 1]) | always):
       dit = self.low if name == "low" else self.dit
+      rule = guidance if guided else dataclasses.replace(guidance, scale=1.0)
       with jax.set_mesh(mesh):
-        carry = solve(dit, guidance, self.params[name], read, carry, piece)
+        carry = solve(dit, rule, self.params[name], read, carry, piece)
       jax.block_until_ready(carry)
       bar.update(len(piece))
     grid = int(np.prod(grid_shape(latent, self.dit.patch)))
     return np.asarray(unpatchify(carry.y[:, :grid], latent, self.dit.patch))
 
-  def _pieces(self, table: Float[np.ndarray, "calls 10"]) -> Iterator[tuple[str, np.ndarray]]:
-    """The rows for each transformer; in equal parts, which are one program, for the bar to move."""
+  def _pieces(
+    self, table: Float[np.ndarray, "calls 10"], guided: Bool[np.ndarray, " calls"]
+  ) -> Iterator[tuple[str, bool, np.ndarray]]:
+    """Rows for each transformer, guided or not, in equal parts (one program): the bar moves."""
     low = table[:, 1] < (self.request["boundary"] if self.low else 0.0)
-    for name, rows in (("dit", table[~low]), ("low", table[low])):
-      if len(rows):
-        parts = max(n for n in range(1, MAX_PARTS + 1) if len(rows) % n == 0)
-        yield from ((name, piece) for piece in np.split(rows, parts))
+    kinds = zip(np.where(low, "low", "dit"), guided.tolist(), table, strict=True)
+    for (name, with_guidance), group in itertools.groupby(kinds, key=lambda kind: kind[:2]):
+      rows = np.stack([row for _, _, row in group])
+      parts = max(n for n in range(1, MAX_PARTS + 1) if len(rows) % n == 0)
+      yield from ((str(name), with_guidance, piece) for piece in np.split(rows, parts))
 
 
 def whole_patches(

@@ -10,6 +10,7 @@ from sora_jax.cli import main
 from sora_jax.data.video import write
 from sora_jax.errors import UserError
 from sora_jax.generate import model as generate
+from sora_jax.generate.denoise import Denoiser
 from sora_jax.interop import native
 
 
@@ -38,6 +39,24 @@ def test_seed_prompt_and_guidance_matter_and_nothing_else_does(model):
   for change in (dict(seed=2), dict(guidance=5.0), dict(negative="a ball"), dict(sampler="heun")):
     assert (video != model.sample("a red ball", **{"seed": 1} | change)).any()
   assert (video != model.sample("a ball", seed=1)).any()
+
+
+def test_nothing_is_asked_without_the_prompt_where_guidance_does_not_act(model, monkeypatch):
+  """The videos are those of asking always."""
+  sampling = {**model.config["sampling"], "guidance_interval": [0.4, 0.9]}
+  narrow = dataclasses.replace(model, config={**model.config, "sampling": sampling})
+  pieces, seen = Denoiser._pieces, []
+
+  def always(self, table, guided):
+    seen.append(guided)
+    return pieces(self, table, np.ones_like(guided))
+
+  video = narrow.sample(["a red ball", "a ball"], seed=1)
+  assert (video != model.sample(["a red ball", "a ball"], seed=1)).any()
+  monkeypatch.setattr(Denoiser, "_pieces", always)
+  asked = narrow.sample(["a red ball", "a ball"], seed=1)
+  assert 0 < seen[0].sum() < len(seen[0]) and not seen[0][[0, -1]].any()
+  assert np.abs(video.astype(int) - asked).max() <= 1
 
 
 def test_batch_size_does_not_change_a_sample(model):

@@ -18,8 +18,9 @@ MESHES = [None, dict(data=2, context=4), dict(fsdp=2, context=2, tensor=2), dict
 
 
 def rescaled(model):
-  """A model whose guidance looks at all tokens of a clip at once."""
-  sampling = {**model.config["sampling"], "guidance_rescale": 0.7}
+  """A model whose guidance looks at all tokens of a clip at once, at some noise levels."""
+  settings = dict(guidance_rescale=0.7, guidance_interval=[0.0, 0.9])
+  sampling = {**model.config["sampling"], **settings}
   return dataclasses.replace(model, config={**model.config, "sampling": sampling})
 
 
