@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from sora_jax.errors import UserError
 from sora_jax.typing import Array, Bool, Float
 
+ROUNDING = 1e-6  # of noise levels
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
@@ -41,7 +43,7 @@ class Guidance:
   def acts(self, level: Any) -> Any:
     """Whether the unconditional model matters at a noise level, or at each of some."""
     low, high = self.interval
-    return (level >= low) & (level <= high) & self.active
+    return (level >= low - ROUNDING) & (level <= high + ROUNDING) & self.active
 
   def __call__(
     self,

@@ -38,6 +38,7 @@ MAX_PARTS = 6  # pieces the sampler's loop is cut into, for the progress bar
 # What a request that says nothing gets; a checkpoint's config.json may say otherwise.
 #   schedule, timesteps         keywords of `diffusion.time.schedule`, and of `diffusion.time.told`
 #   shift, reference_tokens     of `diffusion.time.LevelSampler`
+#   guidance_interval           of `Guidance`, as shares of the level that sampling starts from
 #   reference_fps               the rate at which latent frames are one unit of time apart
 #   cache, residuals            threshold and curve of `diffusion.caching.reused`
 #   boundary                    levels below it are those of the second transformer, if there is one
@@ -166,7 +167,9 @@ class Denoiser:
       text_length=self.prompts.length * max(1, *(len(sample.prompts) for sample in given)),
     )  # fmt: skip
     batches = [packer.fill([[s] for s in samples], self.prompts) for samples in (given, against)]
-    guidance = self.guidance
+    low, high = self.guidance.interval
+    interval = (low * window.strength, high * window.strength)
+    guidance = dataclasses.replace(self.guidance, interval=interval)
     if all(one.prompts == other.prompts for one, other in zip(given, against, strict=True)):
       guidance = dataclasses.replace(guidance, scale=1.0)  # nothing to lead away from
     latent = known.shape

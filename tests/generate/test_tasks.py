@@ -1,5 +1,7 @@
 """What is known stays and has seen nothing unknown; the command line does what the API does."""
 
+import dataclasses
+
 import av
 import numpy as np
 import pytest
@@ -143,6 +145,18 @@ def test_at_little_strength_a_video_stays_nearly_as_it_was(model, clip):
     for x in (1 - 1e-6, 1e-3)
   )
   assert near < 0.1 * far
+
+
+def test_guidance_acts_where_an_edit_starts(model, clip):
+  """An interval of the highest levels is one of those that the edit passes through."""
+  settings = dict(canvas=tasks.edit(clip, 0.55), frames=9, steps=4)
+  made = {}
+  for interval in ([0.9, 1.0], [0.0, 0.1]):  # its first level, and none of its levels
+    sampling = {**model.config["sampling"], "guidance_interval": interval}
+    narrow = dataclasses.replace(model, config={**model.config, "sampling": sampling})
+    made[interval[0]] = narrow.sample("red", **settings)
+  assert (made[0.9] != made[0.0]).any()
+  np.testing.assert_array_equal(made[0.0], model.sample("red", guidance=1.0, **settings))
 
 
 def test_each_prompt_of_a_batch_has_its_own_clip_or_all_the_same(model, clip):
