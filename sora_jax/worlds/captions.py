@@ -2,13 +2,12 @@
 
 Every caption states colour, shape and motion of the main object. Level 0 adds nothing, level 1
 the size, the other objects or the floor, level 2 also light, sky and camera; a look other than
-plain is always named. Each table has wordings for training and wordings (templates and synonyms)
+plain is always named, and what it hides is not: floor and light of a line drawing, and colours of
+bystanders in monochrome. Each table has wordings for training and wordings (templates and synonyms)
 that only `wording="heldout"` uses, to measure understanding of free text.
 """
 
 from __future__ import annotations
-
-import re
 
 import numpy as np
 
@@ -17,23 +16,6 @@ from sora_jax.worlds.spec import Spec, Thing
 
 WORDINGS = ("train", "heldout")
 MOST_WORDS = 42  # of a held-out caption, or it is one of less detail: `toy` reads 64 word pieces
-_MIRROR = {
-  "left": "right", "leftward": "rightward", "leftwards": "rightwards",
-  "clockwise": "counterclockwise",
-}  # fmt: skip
-_MIRROR |= {v: k for k, v in _MIRROR.items()}
-_MIRROR_PATTERN = re.compile(r"\b(" + "|".join(_MIRROR) + r")\b", re.IGNORECASE)
-
-
-def mirror(text: str) -> str:
-  """The caption of the clip flipped left to right."""
-
-  def swap(match: re.Match) -> str:
-    word = match.group(0)
-    other = _MIRROR[word.lower()]
-    return other.capitalize() if word[0].isupper() else other
-
-  return _MIRROR_PATTERN.sub(swap, text)
 
 
 class _Writer:
@@ -44,13 +26,13 @@ class _Writer:
     options = table[self.wording]
     return options[int(self.rng.integers(len(options)))]
 
-  def noun(self, thing: Thing, size: bool) -> str:
+  def noun(self, thing: Thing, size: bool = False, colour: bool = True) -> str:
     """E.g. "small red ball": no article."""
     names = phrases.SHAPES[thing.shape]
     # As often as a synonym in training, never in the held-out wordings.
     plain = self.wording == "train" and self.rng.uniform() < 0.5
     shape = thing.shape if plain else self.pick(names)
-    words = [thing.colour, shape]
+    words = [thing.colour, shape] if colour else [shape]
     if size and thing.size != "medium":
       words.insert(0, self.pick(phrases.SIZES[thing.size]))
     return " ".join(words)
@@ -59,10 +41,9 @@ class _Writer:
     name = with_article(self.noun(self.spec.main, size))
     if self.spec.scene == "topple":
       count = sum(x.role in ("main", "block") for x in self.spec.things)
-      noun = self.noun(self.spec.main, False)
-      plural = noun + ("es" if noun.endswith(("x", "s", "ch", "sh")) else "s")
+      noun = phrases.plural(self.noun(self.spec.main))
       number = self.pick(phrases.NUMBERS[count]) + " " if size else ""
-      return f"{self.pick(phrases.TOWERS)} of {number}{plural}"
+      return f"{self.pick(phrases.TOWERS)} of {number}{noun}"
     return name
 
   def event(self, size: bool) -> str:
@@ -77,7 +58,7 @@ class _Writer:
     goes = phrases.ROLLS if _rolls(spec) else phrases.SLIDES
     return text.format(
       main=self.main(size),
-      target=with_article(self.noun(target, False)) if target else "",
+      target=with_article(self.noun(target)) if target else "",
       goes=self.pick(goes), side=side, other=other,
     )  # fmt: skip
 
@@ -88,7 +69,8 @@ class _Writer:
     if len(extras) > 3:
       named = f"{phrases.COUNTS[len(extras)]} other objects"
     else:
-      named = listing([with_article(self.noun(x, False)) for x in extras])
+      coloured = self.spec.look != "mono"
+      named = listing([with_article(self.noun(x, colour=coloured)) for x in extras])
     return self.pick(phrases.EXTRAS).format(things=named)
 
 
@@ -126,10 +108,11 @@ def describe(spec: Spec, level: int, rng: np.random.Generator | int, wording: st
   text = writer.event(size=level > 0)
   if level > 0:
     parts = [writer.extras()]
-    if level == 2 or writer.rng.uniform() < 0.5:
+    drawn = spec.look == "line"
+    if not drawn and (level == 2 or writer.rng.uniform() < 0.5):
       parts.append(writer.pick(phrases.FLOORS).format(floor=spec.floor))
     text += "".join(parts)
-  if level == 2:
+  if level == 2 and spec.look != "line":
     text += writer.pick(phrases.LIGHTS[spec.light])
   moves = spec.camera.kind.split("_")[0]
   if spec.scene == "still_life" or (level == 2 and spec.camera.kind != "static"):

@@ -35,6 +35,13 @@ def undirected(motion: str) -> str:
   return motion if motion in ("toward", "away", "rest", "control") else motion_family(motion)
 
 
+def plural(noun: str) -> str:
+  """Of one or several words."""
+  if noun.endswith("die"):
+    return noun.removesuffix("die") + "dice"
+  return noun + ("es" if noun.endswith(("x", "s", "ch", "sh")) else "s")
+
+
 _FILE = resources.files(__package__).joinpath("wordings.toml")
 _ALL = _tables(tomllib.loads(_FILE.read_text(encoding="utf-8")))
 
@@ -51,4 +58,4 @@ LIGHTS: dict[str, Choices] = _ALL["lights"]
 CAMERAS: dict[str, Choices] = _ALL["cameras"]
 LOOKS: dict[str, Choices] = _ALL["looks"]
 
-COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+COUNTS = {4: "four", 5: "five"}

@@ -17,14 +17,19 @@ def _all(table: phrases.Choices) -> tuple[str, ...]:
   return (*table["train"], *table["heldout"])
 
 
+def _shapes() -> dict[str, str]:
+  """The shape that each noun means, singular or plural."""
+  nouns = {word: name for name in SHAPES for word in (name, *_all(phrases.SHAPES[name]))}
+  return nouns | {phrases.plural(word): name for word, name in nouns.items()}
+
+
 def _noun(prefix: str) -> str:
   """Any thing, e.g. "a small red ball" or "a tower of three red balls", with named groups."""
-  shapes = {word for name in SHAPES for word in (name, *_all(phrases.SHAPES[name]))}
   lead = [f"{x} of" for x in _all(phrases.TOWERS)]
   extra = [x for table in (*phrases.SIZES.values(), *phrases.NUMBERS.values()) for x in _all(table)]
   return (
     rf"(?:{_either(['a', 'an', *lead])}) (?:(?:{_either(extra)}) )?"
-    rf"(?P<{prefix}colour>{_either(COLOURS)}) (?P<{prefix}shape>{_either(shapes)})(?:es|s)?"
+    rf"(?P<{prefix}colour>{_either(COLOURS)}) (?P<{prefix}shape>{_either(_shapes())})"
   )
 
 
@@ -61,8 +66,7 @@ def read(caption: str) -> dict[str, str] | None:
   if best is None:
     return None
   key, match = best
-  words = {w: name for name in SHAPES for w in (name, *_all(phrases.SHAPES[name]))}
   motion = {"rest": "stays", "control": "stays", "across": ""}.get(key, key)
   if side := match.groupdict().get("side"):
     motion = f"{motion}_{side}".strip("_")
-  return {"colour": match["colour"], "shape": words[match["shape"]], "motion": motion}
+  return {"colour": match["colour"], "shape": _shapes()[match["shape"]], "motion": motion}

@@ -2,7 +2,8 @@
 
 A builder gets a generator and a `Draw` (main object, duration) and returns the parts of a Spec.
 Lengths are metres; the camera looks along +y at the neighbourhood of the origin, where a frame
-shows about 3.6 m. Speeds follow from the clip's duration, so that the event fills the clip.
+shows about 3.6 m. Speeds follow from the clip's duration, so that the event fills the clip; only
+what falls takes as long as it takes: of clips below a second some end before the floor is reached.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def fall(rng: Rng, draw: Draw) -> Parts:
 
 
 def bounce(rng: Rng, draw: Draw) -> Parts:
-  """Hops on the spot or with a drift."""
+  """Hops, drifting to one side."""
   z = rest_height(draw.shape, draw.scale)
   drift = rng.choice([-1, 1]) * rng.uniform(0.2, 0.9)
   start = (-0.5 * drift, rng.uniform(-0.2, 0.4), z + rng.uniform(1.05, 1.3))

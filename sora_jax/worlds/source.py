@@ -25,7 +25,7 @@ class WorldSource:
   Items are dicts of `video` (uint8 t h w 3), `caption`, `captions`, `fps`, `id` and, with
   `truth=True`, `truth` (see `worlds.truth`). Any order, thread or process gives the same items.
   Worlds are laid out for the clip's duration, so the same index at another rate and equal duration
-  shows the same movement.
+  shows the same movement (pendulums and orbits nearly: their period is a number of frames).
 
   Args:
     split: "train", "validation" (seen combinations of colour, shape and motion, other worlds) or
