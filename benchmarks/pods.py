@@ -101,12 +101,12 @@ def main() -> None:
   parser.add_argument("--results", type=Path, default=HERE / "pods.jsonl")
   args = parser.parse_args()
 
-  made = read(args.results)
+  made, here = read(args.results), commit()  # once: what is written below changes the checkout
   for row in GROUPS.get(args.only, ROWS):
     old = made.get(row, {"error": ""})
     wanted = args.only in GROUPS or args.only in " ".join(row)
-    if wanted and ("error" in old or old["commit"] != commit()):
-      made[row] = plan(row) | {"commit": commit()}
+    if wanted and ("error" in old or old["commit"] != here):
+      made[row] = plan(row) | {"commit": here}
       text = "".join(json.dumps(made[key]) + "\n" for key in ROWS if key in made)
       args.results.write_text(text, encoding="utf-8")
   done = {name: [made[row] for row in rows if row in made] for name, rows in GROUPS.items()}

@@ -74,8 +74,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   Raises:
     UserError: arguments that do not go together, a missing checkpoint, package or folder.
   """
-  count = SUITES[args.suite] if args.count is None else args.count
-  if count < 2 or args.seed < 0:
+  # None: all the videos of a folder.
+  count = SUITES[args.suite] if args.count is None and not args.videos else args.count
+  if (count is not None and count < 2) or args.seed < 0:
     raise UserError("--count must be at least 2 and --seed must not be negative.")
   if args.suite not in ("recon", "quality") and args.videos:
     raise UserError("--videos belongs to --suite=recon or quality; the others judge samples.")
@@ -97,14 +98,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     "suite": args.suite,
     "checkpoint": args.checkpoint,
     "seed": args.seed,
-    "count": count,
+    "count": "all" if count is None else count,
   }
   report.store(folder, results, origin)
   print(report.table(results.metrics))
   return {**origin, "metrics": report.clean(results.metrics)}
 
 
-def _measured(args: argparse.Namespace, count: int, folder: Path) -> Results:
+def _measured(args: argparse.Namespace, count: int | None, folder: Path) -> Results:
   """What the suite finds."""
   from sora_jax.evals import probe, quality, suites, systems, tasks, world
   from sora_jax.generate import load as loader
@@ -112,18 +113,18 @@ def _measured(args: argparse.Namespace, count: int, folder: Path) -> Results:
   from sora_jax.generate.codec import Codec
 
   name, seed = args.checkpoint, args.seed
+  if args.suite == "quality":
+    return quality.run(lambda: loader.load(name), count, seed, args.videos, args.real)
+  if args.videos:
+    return suites.recon_files(Codec.load(name), args.videos, count)
+  assert count is not None  # only of videos it may be all
   match args.suite:
     case "text":
       return suites.text(generate.load(name), count, seed, args.fvd, folder / "samples.png")
     case "tasks":
       return tasks.suite(generate.load(name), count, seed)
-    case "quality":
-      chosen = args.count if args.videos else count
-      return quality.run(lambda: loader.load(name), chosen, seed, args.videos, args.real)
     case "world":
       return world.suite(systems.load(name), count, seed, folder, args.told)
     case "probe":
       return probe.suite(name, count, seed)
-  if args.videos:
-    return suites.recon_files(Codec.load(name), args.videos)
   return suites.recon(Codec.load(name), count, seed)

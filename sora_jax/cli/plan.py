@@ -15,7 +15,7 @@ EXAMPLES = """examples:
   sora-jax plan --config=configs/wan_14b.py --topology=v5p:2x2x4 --search
 
 Topologies are chips and their arrangement: v4, v5p, tpu7x as AxBxC, v5e, v6e as AxB, h100 as hosts
-x GPUs. What compiles for them is optional: pip install "sora_jax[tpu]" or "sora_jax[cuda]".
+x GPUs. What compiles for them is optional: pip install -e ".[tpu]" or ".[cuda]".
 """
 
 
@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from sora_jax import config as config_lib
   from sora_jax.plan import topology
 
+  if args.compile < 1:
+    raise UserError(f"--compile is {args.compile} but must be at least 1.")
   name = args.config
   if args.clip:
     if ":" in name:

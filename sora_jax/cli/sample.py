@@ -194,6 +194,7 @@ def _check(args: argparse.Namespace) -> tuple[Inputs, Story]:
     UserError: arguments that contradict each other, or files that are not there.
   """
   from sora_jax.data import video
+  from sora_jax.diffusion.sampler import check_draw
   from sora_jax.generate.inputs import Inputs
   from sora_jax.generate.story import Story
 
@@ -214,8 +215,7 @@ def _check(args: argparse.Namespace) -> tuple[Inputs, Story]:
     raise UserError("The prompt is empty: describe the video in a few words.")
   if args.curve and not (args.cache and args.cache > 0):
     raise UserError("--curve serves step caching: give --cache too, or leave it out.")
-  if args.seed < 0:
-    raise UserError(f"The seed is {args.seed} but must not be negative.")
+  check_draw(args.seed, 1)
   for file, _ in args.lora:
     if not Path(file).exists():
       raise UserError(f"There is no adapter {file}: give a file, or a folder that holds one.")

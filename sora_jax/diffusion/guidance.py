@@ -3,6 +3,7 @@ noise levels (Kynkäänniemi et al. 2024)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,11 @@ class Guidance:
   interval: tuple[float, float] = (0.0, 1.0)
 
   def __post_init__(self):
-    if not self.scale >= 1:
+    if not 1 <= self.scale < math.inf:
       raise UserError(f"Guidance is {self.scale} but must be at least 1 (1 switches it off).")
+    low, high = self.interval
+    if not 0 <= low <= high <= 1:
+      raise UserError(f"Guidance acts from level {low} to {high}: they must rise, within 0 and 1.")
     if not 0 <= self.rescale <= 1:
       raise UserError(f"Guidance rescale is {self.rescale} but must lie between 0 and 1.")
 

@@ -4,9 +4,8 @@ With data x, standard normal noise e and a noise level t in [0, 1] (0 = data, 1 
 
   (1)  x_t = (1 - t) x + t e            the straight path from data to noise
   (2)  v   = d x_t / d t = e - x        the velocity, which the model predicts
-  (3)  x   = x_t - t v                  data and
-  (4)  e   = x_t + (1 - t) v            noise, read off a point and its velocity
-  (5)  s(t; a) = a t / (1 + (a - 1) t)  the shift of noise levels (Esser et al. 2024, eq. 23)
+  (3)  x   = x_t - t v                  data, read off a point and its velocity
+  (4)  s(t; a) = a t / (1 + (a - 1) t)  the shift of noise levels (Esser et al. 2024, eq. 23)
 
 A level is broadcast from the left: levels `b n` act on values `b n p`.
 """
@@ -38,16 +37,6 @@ def data_from(x_t: Array, v: Array, t: Array) -> Array:
   return x_t - _level(t, x_t) * v
 
 
-def noise_from(x_t: Array, v: Array, t: Array) -> Array:
-  """Equation (4)."""
-  return x_t + (1 - _level(t, x_t)) * v
-
-
-def velocity_from_data(x_t: Array, x: Array, t: Array) -> Array:
-  """Equation (3) solved for the velocity; t must not be 0."""
-  return (x_t - x) / _level(t, x_t)
-
-
 def shift_levels(t, shift):
-  """Equation (5): moves levels towards noise for shift > 1; 0 and 1 stay. Arrays or floats."""
+  """Equation (4): moves levels towards noise for shift > 1; 0 and 1 stay. Arrays or floats."""
   return shift * t / (1 + (shift - 1) * t)

@@ -45,6 +45,14 @@ class Carry(NamedTuple):
   memory: Any = None
 
 
+def check_draw(seed: int, batch_size: int) -> None:
+  """Raises UserError: a seed that JAX would cut to 32 bits, or no samples at a time."""
+  if not 0 <= seed < 2**32:
+    raise UserError(f"The seed is {seed} but must lie between 0 and {2**32 - 1}.")
+  if batch_size < 1:
+    raise UserError(f"batch_size is {batch_size} but must be at least 1.")
+
+
 def initial_noise(
   seed: int, samples: np.ndarray, lt: int, lh: int, lw: int, z: int, first: int = 0
 ) -> Float[Array, "b lt lh lw z"]:
@@ -148,7 +156,7 @@ def _dpmpp_step(levels: np.ndarray, i: int) -> tuple[float, float, float]:
   if i == 0 or i == len(levels) - 2:
     return p, q, 0.0
   h, h_last = _log_snr(s) - _log_snr(t), _log_snr(t) - _log_snr(levels[i - 1])
-  correction = q * h / (2 * h_last)
+  correction = q * h / (2 * h_last) if h_last else np.nan  # levels nearer to 1 than numbers tell
   return p, q + correction, -correction
 
 
@@ -165,13 +173,15 @@ def _unipc_corrector(levels: np.ndarray, i: int) -> tuple[float, float, float, f
   """
   t, s = levels[i - 1], levels[i]
   p, q = _euler_step(t, s)
-  h = _log_snr(s) - _log_snr(t)
+  h, before = _log_snr(s) - _log_snr(t), _log_snr(levels[max(0, i - 2)]) - _log_snr(t)
+  if not h or (i > 1 and not before):  # levels nearer to 1 than numbers tell
+    return p, q, np.nan, np.nan
   b = np.expm1(-h)
   phi2 = b / -h - 1
   phi3 = phi2 / -h - 0.5
   if i == 1:
     return p, q * 0.5, q * 0.5, 0.0
-  r = (_log_snr(levels[i - 2]) - _log_snr(t)) / h
+  r = before / h
   rho1, rho2 = np.linalg.solve(np.array([[1.0, 1.0], [r, 1.0]]), np.array([phi2, 2 * phi3]) / b)
   return p, q * rho2, q * (1 - rho1 / r - rho2), q * rho1 / r
 

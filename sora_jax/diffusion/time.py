@@ -22,7 +22,8 @@ class LevelSampler:
     mean, std: of the normal variable under the logistic function.
     shift: the shift a at `reference_tokens` tokens.
     reference_tokens: the number of tokens `shift` was chosen for; None: for any number.
-    uniform: fraction of samples whose level is uniform instead, so that both ends are visited.
+    uniform: fraction of samples whose level is uniform before the shift, so that both ends are
+      visited.
     highest: no level is above it; less than 1 for a transformer of low noise alone.
   """
 

@@ -8,7 +8,7 @@ judge and not just a classifier:
   * it saw every combination of colour, shape and motion, so that it has no prejudice against those
     held out from the generator's training;
   * it does not guess: an attribute whose probability is below `CERTAIN` counts as not read, and a
-    clip counts as adherent only if it is valid and all asked attributes are read as asked;
+    clip counts as adherent only if it is valid and colour, shape and motion are read as asked;
   * colour and shape are also read per slot of three frames, with "absent" as an answer. That scores
     permanence by identity: the object must be read as the same one before and after it was hidden.
 

@@ -158,6 +158,8 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=4242)
   parser.add_argument("--checkpoint", help="also judge this checkpoint's reconstructions")
   args = parser.parse_args()
+  if args.count < 2:
+    parser.error("--count must be at least 2: half of the worlds are of held-out combinations")
   reconstruct = None
   if args.checkpoint:
     from sora_jax.generate.codec import Codec

@@ -31,6 +31,7 @@ from sora_jax.worlds.reading import read
 LEAST = realism.LEAST
 LEAST_SIDE = MOTION[1]  # pixels: the cells of the finest grid that clips are averaged over
 ENCODED = {"sources", "clips", "frames", "size", "fps"}  # what `data.codes.cache` is told of clips
+FPS_ALIKE = 0.01  # relative: 23.976 is 24
 LOOKED_AT = 400  # worlds for each that is to show one thing of a certain colour and shape
 SEARCHED = 40  # so many times as many training clips as samples are searched, at most
 
@@ -81,7 +82,7 @@ class Files:
 
     Raises:
       UserError: no such folder, fewer than `LEAST` files, or one that is damaged, too short, too
-        small, or of another size than the first.
+        small, or of another size or frame rate than the first.
     """
     self.folder = Path(folder)
     if not self.folder.is_dir():
@@ -108,6 +109,11 @@ class Files:
         raise UserError(
           f"{path} is {info.height}x{info.width} and {self.paths[0].name} is "
           f"{self.height}x{self.width}: bring all clips to one size."
+        )
+      if not still and not np.isclose(info.fps, self.fps, rtol=FPS_ALIKE):
+        raise UserError(
+          f"{path} has {info.fps:.4g} frames a second and {self.paths[0].name} {self.fps:.4g}: "
+          "bring all clips to one rate."
         )
       if info.frames < i3d.FRAMES and not still:
         raise UserError(
@@ -206,7 +212,10 @@ def of_folder(folder: str | os.PathLike[str], count: int | None = None) -> Exhib
   files = files.part(files.paths[:count])
   captions = files.captions()
   asked = [read(text) for text in captions or ()]
-  stated: list[Mapping[str, Any]] = [labels for labels in asked if labels is not None]
+  hidden = {"motion"} if files.frames == 1 else set()  # a still does not show it
+  stated: list[Mapping[str, Any]] = [
+    {key: x for key, x in labels.items() if key not in hidden} for labels in asked if labels
+  ]
   complete = stated if stated and len(stated) == len(files) else None
   return Exhibit(
     files, files.frames, files.height, files.width, files.fps, complete, captions or []
@@ -301,7 +310,7 @@ def real_files(exhibit: Exhibit, folder: str | os.PathLike[str]) -> Real:
 
   Raises:
     UserError: as `Files` does; or they have another shape than the exhibit, or are fewer than twice
-      as many.
+      as many; or some of them are those to judge.
   """
   files, count = Files(folder), len(exhibit.clips)
   there, here = ((x.frames, x.height, x.width) for x in (files, exhibit))
@@ -310,6 +319,14 @@ def real_files(exhibit: Exhibit, folder: str | os.PathLike[str]) -> Real:
       f"The clips of {folder} have {there[0]} frames of {there[1]}x{there[2]}, those to judge "
       f"{here[0]} of {here[1]}x{here[2]}: bring all to one shape."
     )
+  if exhibit.frames > 1 and not np.isclose(files.fps, exhibit.fps, rtol=FPS_ALIKE):
+    raise UserError(
+      f"The clips of {folder} have {files.fps:.4g} frames a second, those to judge "
+      f"{exhibit.fps:.4g}: bring all to one rate."
+    )
+  judged = {path.resolve() for path in getattr(exhibit.clips, "paths", ())}
+  if both := judged & {path.resolve() for path in files.paths}:
+    raise UserError(f"{min(both)} is to be judged and to be compared with: give another --real.")
   if len(files) < 2 * count:
     raise UserError(
       f"The folder {folder} holds {len(files)} clips, but {2 * count} are needed, twice as many as "

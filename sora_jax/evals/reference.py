@@ -52,8 +52,11 @@ def cached(
   Args:
     name: of the clips, for the progress bar. kind: of the features, and the cache's folder.
   """
-  # The first clip's pixels are part of the key: another renderer makes other features.
-  key = hashlib.sha256(repr(source).encode() + source[0]["video"].tobytes()).hexdigest()[:16]
+  # The first clip's pixels are part of the key, and its features: another renderer makes other
+  # ones, and so do other weights or another way to scale.
+  first = source[0]["video"]
+  known = (repr(source).encode(), first.tobytes(), np.round(features(first[None]), 2).tobytes())
+  key = hashlib.sha256(b"".join(known)).hexdigest()[:16]
   root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sora_jax" / kind
   root.mkdir(parents=True, exist_ok=True)
   path = root / f"{key}.npy"

@@ -79,9 +79,16 @@ def recon(model: Autoencoder, count: int, seed: int) -> Results:
 
 
 def recon_files(
-  model: Autoencoder, folder: str | os.PathLike[str], short_side: int = 128, frames: int = 33
+  model: Autoencoder,
+  folder: str | os.PathLike[str],
+  count: int | None = None,
+  short_side: int = 128,
+  frames: int = 33,
 ) -> Results:
   """Each video of a folder: its first frames at its own rate, the shorter side resized.
+
+  Args:
+    count: how many, in the order of their names; None is all.
 
   Raises:
     UserError: no video in the folder. One that cannot be read is reported and left out.
@@ -89,7 +96,7 @@ def recon_files(
   root = Path(folder)
   if not root.is_dir():
     raise UserError(f"{root} is not a folder; --videos takes a folder of videos.")
-  files = sorted(p for p in root.iterdir() if p.suffix.lower() in video.VIDEO_SUFFIXES)
+  files = sorted(p for p in root.iterdir() if p.suffix.lower() in video.VIDEO_SUFFIXES)[:count]
   results, score = Results(), Reconstruction()
   for path in tqdm(files, desc="real clips", unit="clip"):
     try:
@@ -160,6 +167,9 @@ def adherence(
   rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
   """Shares of clips in which the oracle reads each attribute as asked, and of valid ones.
+
+  "all" is what a clip counts as right by: colour, shape and motion as asked, and valid. The look is
+  a number of its own.
 
   Args:
     readings: of each clip.

@@ -14,7 +14,7 @@ import jax
 from sora_jax.data.packing import Packer
 from sora_jax.diffusion import conditioning
 from sora_jax.diffusion.caching import Curve, residual_curve
-from sora_jax.errors import UserError
+from sora_jax.errors import UNREADABLE, UserError
 from sora_jax.generate.denoise import read_prompts
 from sora_jax.generate.model import VideoModel
 from sora_jax.parallel import sharding
@@ -86,7 +86,7 @@ def _read(path: Path, kind: str) -> Curve:
     curve = [[float(level), float(size)] for level, size in found["residuals"]]
     if len(curve) < 2 or not all(0 <= t <= 1 and 0 < size < math.inf for t, size in curve):
       raise ValueError
-  except (OSError, ValueError, TypeError, KeyError) as error:
+  except (OSError, ValueError, TypeError, KeyError, *UNREADABLE) as error:
     raise UserError(f"{path} holds no curve of residuals: {other}.") from error
   if found.get("transformer") != kind:
     raise UserError(f"The curve in {path} is another transformer's: {other}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,11 +66,11 @@ class Sampling:
   shift: float = 1.0
 
   def __post_init__(self):
-    if not self.guidance >= 1:
+    if not 1 <= self.guidance < math.inf:
       raise UserError(f"Guidance is {self.guidance} but must be at least 1 (1 switches it off).")
     if self.steps < 1:
       raise UserError(f"steps is {self.steps} but must be at least 1.")
-    if not self.shift >= 1e-3:
+    if not 1e-3 <= self.shift < math.inf:
       raise UserError(f"shift is {self.shift} but must be at least 0.001.")
     if self.variance not in ("learned", "small"):
       raise UserError(f"variance is {self.variance!r} but must be learned or small.")
@@ -144,6 +145,7 @@ class ClassModel:
     **settings: Any,
   ) -> Float[np.ndarray, "b lh lw z"]:
     """Latents of images of these classes; see `sample`."""
+    solvers.check_draw(seed, batch_size)
     sampling = self.request(**settings)
     rows, size = self._rows(sampling), self.dit.size
     count = min(batch_size, len(labels))
@@ -186,6 +188,10 @@ class ClassModel:
       raise UserError(f"A model of noise is sampled by ddpm or ddim, not {sampling.sampler!r}.")
     if sampling.shift != 1:
       raise UserError(f"shift is {sampling.shift}, but only a model of velocity has one.")
+    total, uneven = len(self.chain), len(self.chain) % max(1, sampling.steps)
+    if (sampling.sampler, sampling.spacing) == ("ddim", "trailing") and uneven:
+      # diffusers goes back by whole strides, which then do not meet the steps that are listed.
+      raise UserError(f"ddim with trailing steps needs a number of them that divides {total}.")
     chain = self.chain.respaced(sampling.steps, sampling.spacing)
     return ddpm.table(chain, eta=float(sampling.sampler == "ddpm"))
 
@@ -239,14 +245,19 @@ def load(name: str | os.PathLike[str], dtype: Any = None) -> ClassModel:
     raise UserError(f"The checkpoint {folder} has no {min(lacking)}: it is not one of classes.")
   if published.class_of(config["vae"]):
     vae = published.built(ImageVAE, config["vae"])
-    vae_params = native.read_component(folder, "vae")
+    image = jnp.zeros((1, 64, 64, 3))
+    vae_params = native.load_fitting(folder, "vae", vae, image)
   else:
     vae, vae_params = native.load_vae(folder)
   compute = {} if dtype is None else {"dtype": dtype}
+  dit = published.built(ClassDiT, config["transformer"], **compute)
+  image = jnp.zeros((1, dit.size, dit.size, dit.channels))
+  shapes = native.shapes(dit, image, jnp.zeros(1), jnp.zeros(1, jnp.int32))
+  dit_params = native.load_params(folder, "transformer", {"dit": shapes})
   return ClassModel(
-    dit=published.built(ClassDiT, config["transformer"], **compute),
+    dit=dit,
     vae=vae,
-    params=placed({"vae": vae_params, **native.read_component(folder, "transformer")}),
+    params=placed({"vae": vae_params, **dit_params}),
     classes=tuple(config["classes"]),
     chain=ddpm.Chain.linear(**config["process"]),
     sampling=config_lib.build(Sampling, config["sampling"]),

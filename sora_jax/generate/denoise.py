@@ -114,6 +114,11 @@ class Denoiser:
     shift = shifts.shift_for(tokens)
     levels = schedule(request["steps"], shift, strength, **request["schedule"])
     table = solvers.table(request["sampler"], levels, request["timesteps"])
+    if not np.isfinite(table).all():
+      raise UserError(
+        f"The shift {request['shift']:g} leaves {request['sampler']} no way between two of its "
+        f"{request['steps']} noise levels: give a smaller one."
+      )
     if request["cache"] and self.low:
       raise UserError(
         "Step caching knows the residuals of one transformer, and this model has a second one for "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sora_jax.diffusion.sampler import check_draw
 from sora_jax.errors import UserError
 from sora_jax.generate.canvas import Canvas, Plan, blank
 from sora_jax.generate.codec import Codec, Grid
@@ -93,6 +95,7 @@ class VideoModel:
     Raises:
       UserError: an empty prompt, or a length, size or setting the model cannot do.
     """
+    check_draw(seed, batch_size)
     size = size if canvas is None else canvas.video.shape[2:4]
     request = self.request(frames, size, fps, sampler, steps, guidance, shift, cache)
     alone = isinstance(prompts, str | Story)
@@ -152,8 +155,8 @@ class VideoModel:
         f"Height and width must be multiples of {self.step} for this model: use {nearest}."
       )
     for name, low in (("steps", 1), ("fps", 1e-3), ("shift", 1e-3)):
-      if not request[name] >= low:
-        raise UserError(f"{name} is {request[name]} but must be at least {low:g}.")
+      if not low <= request[name] < math.inf:
+        raise UserError(f"{name} is {request[name]} but must be at least {low:g}, and finite.")
     if request["fps"] > 1000:  # no file could hold it
       raise UserError(f"fps is {request['fps']} but must be at most 1000.")
     denoiser = self.denoiser(request)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UNREADABLE, UserError
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Story:
       scenes = [(float(scene["start"]), scene["prompt"].strip()) for scene in scenes]
     except OSError as error:
       raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, *UNREADABLE) as error:
       form = '[{"start": 0, "prompt": "..."}, {"start": 2.5, "prompt": "..."}]'
       raise UserError(f"{path} is no storyboard: write it as {form}.") from error
     if not all(prompt for _, prompt in scenes):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from sora_jax import config as config_lib
 from sora_jax.data.transforms import to_float, to_uint8
+from sora_jax.diffusion.sampler import check_draw
 from sora_jax.errors import UserError
 from sora_jax.evals.features import in_pieces
 from sora_jax.generate.classes import placed
@@ -55,7 +57,7 @@ class Sampling:
       raise UserError(f"top_k is {self.top_k} but must be at least 1.")
     if self.top_p is not None and not 0 < self.top_p <= 1:
       raise UserError(f"top_p is {self.top_p} but must be above 0 and at most 1.")
-    if not self.guidance >= 1:
+    if not 1 <= self.guidance < math.inf:
       raise UserError(f"Guidance is {self.guidance} but must be at least 1 (1 switches it off).")
 
 
@@ -213,6 +215,7 @@ class VideoGPT:
     progress: bool,
   ) -> Int[np.ndarray, "b lt lh lw q"]:
     """Codes of clips: `known` ones, and those that the prior draws after them."""
+    check_draw(seed, batch_size)
     count, (_, rows, columns) = min(batch_size, len(prompts)), self.prior.tokens(grid)
     starts, times = range(0, len(prompts), count), range(known.shape[1], grid[0])
     pieces, ids = self.prompts.in_rows(prompts)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UNREADABLE, UserError
 
 
 @contextlib.contextmanager
@@ -66,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError as error:
     raise UserError(f"{path} is missing: get it again.") from error
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, *UNREADABLE) as error:
     raise UserError(f"{path} is damaged ({error}): get it again.") from error
   if not isinstance(content, dict):
     raise UserError(f"{path} is damaged (it holds no object): get it again.")

@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UNREADABLE, UserError
 from sora_jax.interop.names import Rule, flatten, unflatten
+from sora_jax.interop.shards import Weights, header
 from sora_jax.models import lora
 from sora_jax.typing import Params
 
@@ -99,6 +100,7 @@ def write(path: str | os.PathLike[str], params: Params, rules: Sequence[Rule]) -
   Raises:
     UserError: there is none, or one of a layer that the published model does not have.
   """
+  check(params, rules)
   flat = {name: np.asarray(x) for name, x in flatten(lora.adapter_of(params)).items()}
   tensors: dict[str, np.ndarray] = {}
   scales: dict[str, tuple[int, float]] = {}
@@ -115,8 +117,6 @@ def write(path: str | os.PathLike[str], params: Params, rules: Sequence[Rule]) -
       tensors[f"{PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(down.T)
       tensors[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(up.T)
       scales[module] = (down.shape[-1], float(alpha))
-  if flat:
-    raise UserError(f"The adapter's {min(flat)} has no published counterpart.")
   if not scales:
     raise UserError("There is no adapter to write.")
   (rank, alpha), _ = collections.Counter(scales.values()).most_common(1)[0]
@@ -134,6 +134,17 @@ def write(path: str | os.PathLike[str], params: Params, rules: Sequence[Rule]) -
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def check(params: Params, rules: Sequence[Rule]) -> None:
+  """Raises UserError: a layer that the published model does not have has an adapter."""
+  known = {rule.ours.removesuffix("/kernel") for rule in _linear(rules)}
+  layers = {name.rpartition("/")[0] for name in flatten(lora.adapter_of(params))}
+  if unknown := layers - known:
+    raise UserError(
+      f"The layer {min(unknown)} has no published counterpart: leave it out of the adapter "
+      "(lora.targets)."
+    )
 
 
 def _linear(rules: Sequence[Rule]) -> list[Rule]:
@@ -161,13 +172,13 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
   if not path.is_file():
     raise UserError(f"There is no adapter {path}.")
   try:
-    tensors = load_file(path)
+    tensors = {name: np.array(x, np.float32) for name, x in Weights(header(path)).items()}
     with safe_open(path, "numpy") as file:
-      header = (file.metadata() or {}).get(METADATA, "{}")
+      stored = (file.metadata() or {}).get(METADATA, "{}")
     beside = path.with_name("adapter_config.json")
-    settings = json.loads(header) or (json.loads(beside.read_text()) if beside.is_file() else {})
+    settings = json.loads(stored) or (json.loads(beside.read_text()) if beside.is_file() else {})
     settings = _checked(settings)
-  except (SafetensorError, OSError, ValueError) as error:
+  except (SafetensorError, OSError, ValueError, *UNREADABLE) as error:
     raise UserError(f"{path} is damaged ({error}): get it again.") from error
   if settings.get("use_dora"):
     raise UserError(f"{path} is a DoRA adapter, which this version does not read.")
@@ -220,13 +231,19 @@ def _pair(
       f"The two halves of the adapter of {module} disagree about its rank: {down.shape} and "
       f"{up.shape}."
     )
+  if not down.shape[0]:
+    raise UserError(f"The adapter of {module} has rank 0: leave it out.")
   if (down.shape[1], up.shape[0]) != tuple(kernel):
     raise UserError(
       f"The adapter of {module} is of another model: its map is {down.shape[1]} x {up.shape[0]} "
       f"where this model's is {wide}."
     )
   value = parts["alpha"] if "alpha" in parts else alpha(down.shape[0])
-  return down.T, up.T, np.asarray(value, np.float32).reshape(())
+  with np.errstate(over="ignore"):
+    value = np.asarray(value, np.float32)
+  if value.size != 1 or not np.isfinite(value).all():
+    raise UserError(f"The alpha of the adapter of {module} is no one finite number: get it again.")
+  return down.T, up.T, value.reshape(())
 
 
 def _stack(

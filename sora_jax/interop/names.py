@@ -197,12 +197,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
-  """{"a/b": leaf} to nested dict."""
+  """{"a/b": leaf} to nested dict. Raises UserError: a leaf has leaves below it."""
   tree: Params = {}
   for path, value in flat.items():
     *parents, name = path.split("/")
     node = tree
     for parent in parents:
       node = node.setdefault(parent, {})
+      if not isinstance(node, dict):
+        raise UserError(f"The weights hold {path}, and {parent} itself: get them again.")
+    if name in node:
+      raise UserError(f"The weights hold {path}, and others below it: get them again.")
     node[name] = value
   return tree

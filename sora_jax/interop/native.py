@@ -87,6 +87,17 @@ def open_weights(folder: Path, component: str) -> Weights:
   return Weights(header(file))
 
 
+def files(folder: Path, *components: str) -> dict[str, Path]:
+  """The files of components, for `save` to copy as they are.
+
+  Raises:
+    UserError: one is missing or damaged.
+  """
+  for component in components:
+    open_weights(folder, component)
+  return {f"{name}.safetensors": folder / f"{name}.safetensors" for name in components}
+
+
 def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
   """The autoencoder of a checkpoint, which need not hold anything else.
 
@@ -100,7 +111,7 @@ def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
   vae = published.built(VideoVAE, config["vae"])
   if vae.latent_mean is None:
     raise UserError(f"The autoencoder of {folder} has no latent statistics: export it again.")
-  return vae, jax.tree.map(jnp.asarray, read_component(folder, "vae"))
+  return vae, load_fitting(folder, "vae", vae, jnp.zeros((1, 1, 64, 64, 3)), jax.random.key(0))
 
 
 def load_vjepa(name: str | os.PathLike[str]) -> tuple[VJEPA, Params]:
@@ -116,7 +127,11 @@ def load_vjepa(name: str | os.PathLike[str]) -> tuple[VJEPA, Params]:
   if "vjepa" not in config:
     raise UserError(f"The checkpoint {folder} has no V-JEPA; give one that recipe vjepa exported.")
   model = published.built(VJEPA, config["vjepa"])
-  params = jax.tree.map(jnp.asarray, read_component(folder, "vjepa"))
+  values = jnp.zeros((1, 1, int(np.prod(model.patch)) * model.channels))
+  like = shapes(model, values, *2 * (jnp.zeros((1, 1, 3)),))
+  if "target/" in " ".join(open_weights(folder, "vjepa")):
+    like["target"] = like["encoder"]
+  params = jax.tree.map(jnp.asarray, load_params(folder, "vjepa", like))
   return model, {"target": params["encoder"]} | params
 
 
@@ -133,7 +148,17 @@ def load_vqvae(name: str | os.PathLike[str]) -> tuple[VQVAE, Params]:
       f"The checkpoint {folder} has no discrete autoencoder; give one that recipe vqvae exported."
     )
   model = published.built(VQVAE, config["vqvae"])
-  return model, jax.tree.map(jnp.asarray, read_component(folder, "vqvae"))
+  return model, load_fitting(folder, "vqvae", model, jnp.zeros((1, 1, 64, 64, 3)))
+
+
+def shapes(module: Any, *inputs: Any) -> Params:
+  """Of a module's parameters, as `jax.ShapeDtypeStruct`s; `inputs` are what it is called with."""
+  return dict(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+
+
+def load_fitting(folder: Path, component: str, module: Any, *inputs: Any) -> Params:
+  """The weights of a component, which are those of `module`. See `load_params` and `shapes`."""
+  return jax.tree.map(jnp.asarray, load_params(folder, component, shapes(module, *inputs)))
 
 
 def load_params(name: str | os.PathLike[str], component: str, like: Params) -> Params:

@@ -107,7 +107,7 @@ def is_split(name: str | os.PathLike[str]) -> bool:
   folder = hub.find(name)
   if (folder / INDEX).is_file():
     return False
-  return bool(native.read_config(folder)["transformer"].get("split"))
+  return bool(native.read_config(folder).get("transformer", {}).get("split"))
 
 
 def load_vae(name: str | os.PathLike[str]) -> tuple[VideoVAE, Params]:
@@ -164,6 +164,15 @@ def _own(folder: Path, config: dict[str, Any], dtype: Any) -> Parts:
   lacking = {"vae", "transformer", "text", "sampling"} - config.keys()
   if lacking:
     raise UserError(f"The checkpoint {folder} has no {min(lacking)}: it cannot make videos.")
+  try:
+    return _described(folder, {"known_words": []} | config, dtype)
+  except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    file = folder / "config.json"
+    raise UserError(f"{file} is damaged ({error}): export the checkpoint again.") from error
+
+
+def _described(folder: Path, config: dict[str, Any], dtype: Any) -> Parts:
+  """The parts that our config.json describes."""
   compute = {} if dtype is None else {"dtype": dtype}
   dit = config_lib.build(DiT, config["transformer"], **compute)
   vae = config_lib.build(VideoVAE, config["vae"])

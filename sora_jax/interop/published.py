@@ -211,10 +211,15 @@ def read_component(folder: Path, dtype: Any = None) -> Component:
     UserError: its class does not load; a file is missing or damaged; or weights and config.json are
       of different models. Of the weights only tied names and copies are read, to compare them.
   """
-  config = read_json(folder / "config.json")
-  contract = module_of(config, folder / "config.json")
-  module = described(contract, config, folder / "config.json")
-  return of(contract, module if dtype is None else module.clone(dtype=dtype), Weights.open(folder))
+  where = folder / "config.json"
+  config = read_json(where)
+  contract = module_of(config, where)
+  module = described(contract, config, where)
+  module = module if dtype is None else module.clone(dtype=dtype)
+  try:
+    return of(contract, module, Weights.open(folder))
+  except (TypeError, ValueError, IndexError, ArithmeticError) as error:  # impossible numbers
+    raise UserError(f"{where} is damaged ({error}): get it again.") from error
 
 
 def of(contract: ModuleType, module: Any, tensors: Mapping[str, np.ndarray]) -> Component:

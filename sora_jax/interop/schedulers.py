@@ -11,6 +11,7 @@ Both of Wan's step along the same levels s(t; shift), over t from 1 down to the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ OPTIONS: dict[str, dict[str, tuple[Any, Any]]] = {
   },
   EULER: PLAIN | {"invert_sigmas": (False, False), "stochastic_sampling": (False, False)},
 }  # fmt: skip
+SHIFT = {UNIPC: "flow_shift", EULER: "shift"}  # what they call it
 
 
 def from_config(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
@@ -59,21 +61,26 @@ def from_config(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
   for name, (default, needed) in OPTIONS[kind].items():
     if (value := config.get(name, default)) != needed:
       raise UserError(f"{where} has {name} = {value}, which is not known here: only {needed} is.")
-  lowest = 1 / config.get("num_train_timesteps", TIMESTEPS)
+  numbers = []
+  for name, usual in (("num_train_timesteps", TIMESTEPS), (SHIFT[kind], 1.0)):
+    value = config.get(name, usual)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+      raise UserError(f"{where} has {name} = {value!r}, which is no positive number: get it again.")
+    numbers.append(value)
+  timesteps, shift = numbers
+  lowest = 1 / timesteps
   if kind == UNIPC:
-    shift = config.get("flow_shift", 1.0)
-    schedule = dict(highest=HIGHEST, lowest=lowest)
-    return _settings("unipc", shift, schedule, config.get("num_train_timesteps", TIMESTEPS))
-  shift = config.get("shift", 1.0)
+    return _settings("unipc", shift, dict(highest=HIGHEST, lowest=lowest), int(timesteps))
   return _settings("euler", shift, dict(lowest=shift_levels(lowest, shift), reached=True), 0)
 
 
 def to_config(sampling: Mapping[str, Any]) -> dict[str, Any]:
   """The scheduler_config.json of settings: its solver if diffusers has it for flows, else UniPC."""
-  kind, name = (EULER, "shift") if sampling.get("sampler") == "euler" else (UNIPC, "flow_shift")
+  kind = EULER if sampling.get("sampler") == "euler" else UNIPC
   options = {name: needed for name, (_, needed) in OPTIONS[kind].items()}
   return {
-    "_class_name": kind, "num_train_timesteps": TIMESTEPS, name: sampling["shift"], **options
+    "_class_name": kind, "num_train_timesteps": sampling.get("timesteps") or TIMESTEPS,
+    SHIFT[kind]: sampling["shift"], **options,
   }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UNREADABLE, UserError
 
 DTYPES: dict[str, np.dtype] = {
   name: np.dtype(dtype)
@@ -159,7 +159,7 @@ def header(file: Path) -> dict[str, Entry]:
     entries = {name: _entry(file, 8 + length, name, x) for name, x in table.items()}
   except FileNotFoundError as error:
     raise UserError(f"{file} is missing: get it again.") from error
-  except (OSError, ValueError, struct.error, AttributeError, TypeError) as error:
+  except (OSError, ValueError, struct.error, AttributeError, TypeError, *UNREADABLE) as error:
     raise UserError(f"{file} is damaged ({error}): get it again.") from error
   place = 8 + length
   for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
@@ -243,7 +243,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], list[Path]]:
     index = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"]
     files = sorted(set(index.values()))
     outside = [x for x in files if PurePosixPath(x).name != x or x == ".." or "\\" in x]
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, *UNREADABLE) as error:
     raise UserError(f"{path} is damaged ({error}): get it again.") from error
   if outside:
     raise UserError(f"{path} names {outside[0]!r}, which is not a file of its folder.")
@@ -257,8 +257,8 @@ def _entry(file: Path, start: int, name: str, fields: Mapping[str, Any]) -> Entr
   try:
     first, last = fields["data_offsets"]
     shape = tuple(fields["shape"])
-    if any(type(n) is not int or n < 0 for n in (first, last, *shape)):
-      raise ValueError("not whole numbers")
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in (first, last, *shape)):
+      raise ValueError("not whole numbers, or of more than 63 bits")
     entry = Entry(file, start + first, shape, DTYPES[fields["dtype"]])
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"its header is wrong about the tensor {name}") from error

@@ -32,7 +32,9 @@ def conv3d(
   strides: tuple[int, int, int] = (1, 1, 1),
   padding: Padding = ((0, 0), (0, 0), (0, 0)),
 ) -> Float[Array, "b _ _ _ o"]:
-  """3-D convolution, by whichever of two equal formulas the backend runs faster; in float32.
+  """3-D convolution, by whichever of two formulas the backend runs faster; as float32.
+
+  They are equal but for rounding: of bfloat16 inputs the direct one rounds its sums to bfloat16.
 
   Args:
     x: a video of features.

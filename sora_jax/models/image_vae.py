@@ -186,12 +186,6 @@ class ImageVAE(nn.Module):
     return self.decode(self.encode(image)[0])
 
 
-def encode_images(vae: ImageVAE, params: Params, image: Image) -> Latent:
-  """The latents a diffusion model works on."""
-  mean, _ = vae.apply({"params": params}, image, method=vae.encode)
-  return (mean - vae.shift) * vae.scale
-
-
 def decode_images(vae: ImageVAE, params: Params, latent: Latent) -> Image:
   """Pixels of a diffusion model's latents, not clipped."""
   return vae.apply({"params": params}, latent / vae.scale + vae.shift, method=vae.decode)

@@ -180,5 +180,5 @@ class Prompts:
 
 
 def words(text: str) -> list[str]:
-  """Lower-case words of a text; hyphenated words count as their parts."""
-  return re.findall(r"[a-z0-9']+", text.lower())
+  """Lower-case words of a text in any script; hyphenated words count as their parts."""
+  return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower())

@@ -277,7 +277,9 @@ def update(
     unused = count * size < restart
     count = jnp.where(unused, 1 / size, count)
     total = jnp.where(unused[:, None], rest[drawn] / size, total)
-    for name, x in (("codebook", total / count[:, None]), ("count", count), ("total", total)):
+    # Without restarts the mean use of a code that nothing is like comes to be 0.
+    means = jnp.where(count[:, None] > 0, total / count[:, None], book)
+    for name, x in (("codebook", means), ("count", count), ("total", total)):
       made[name].append(x)
     rest = rest - jnp.take(book, codes[:, depth], axis=0)
   return {name: jnp.stack(x) for name, x in made.items()}

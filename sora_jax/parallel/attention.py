@@ -123,7 +123,7 @@ def _on_mesh(
   ids: Any = P(batch, "context"), P(batch, None if cross else "context")
   queries, keys = (P(*spec, tensor) for spec in ids)
   heads //= mesh.shape["tensor"] if tensor else 1
-  group = 1 if cross else neighbours(heads, context, ulysses)
+  group = 1 if cross or context == 1 else neighbours(heads, context, ulysses)
   ring = None if cross or group == context else Ring("context", context // group, group)
   trade = None if group == 1 else Trade("context", context, group)
   split = jax.shard_map(

@@ -28,6 +28,7 @@ from sora_jax.typing import Params
 
 # How long a process that ends waits for the others to end too: those of `fit` do so together.
 _SHUTDOWN_SECONDS = 60
+_LATE_SECONDS = 3  # that processes which come after something went wrong are waited for
 
 
 def start(
@@ -125,7 +126,7 @@ def _count_off(port: int, count: int, deadline: float) -> str:
   family = socket.AF_INET6 if both else socket.AF_INET
   lines: list[socket.socket] = []
   came: set[int] = set()
-  verdict = ""
+  verdict, until = "", deadline
   try:
     server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
   except OSError as e:
@@ -134,25 +135,29 @@ def _count_off(port: int, count: int, deadline: float) -> str:
       "or give this process a --process-id above 0."
     ) from e
   with server, contextlib.ExitStack() as stack:
-    while not verdict and len(came) < count - 1:
+    while len(came) < count - 1:
+      server.settimeout(max(0.01, until - time.monotonic()))
       try:
-        server.settimeout(max(0.01, deadline - time.monotonic()))
         line = stack.enter_context(server.accept()[0])
-        line.settimeout(10)
-        theirs, index = map(int, line.makefile().readline().split())
       except TimeoutError:
         missing = ", ".join(str(i) for i in range(1, count) if i not in came)
-        verdict = (
+        verdict = verdict or (
           f"Of {count} processes these did not come in time: {missing}; start them, or give "
           "--process-count the number there are."
         )
-        continue
+        break
+      try:
+        line.settimeout(10)
+        theirs, index = map(int, line.makefile().readline().split())
       except (OSError, ValueError):
-        continue  # no process of ours
+        continue  # no process of ours: they speak at once
+      wrong = ""
       if theirs != count:
-        verdict = f"Process 0 was given --process-count={count} and process {index} {theirs}."
+        wrong = f"Process 0 was given --process-count={count} and process {index} {theirs}."
       elif index in came:
-        verdict = f"Two processes have --process-id={index}: give them 0 to {count - 1}, each once."
+        wrong = f"Two processes have --process-id={index}: give them 0 to {count - 1}, each once."
+      if wrong and not verdict:  # those that come a little later are told, too
+        verdict, until = wrong, min(deadline, time.monotonic() + _LATE_SECONDS)
       came.add(index)
       lines.append(line)
     verdict = verdict or "complete"

@@ -95,16 +95,22 @@ def estimate(
   model = known.flops / count
   attention = measure.attention_flops(program, mode)
   again = train and dit.remat == "full"  # attention, too, is run once more
+  linear_again = train and dit.remat not in ("none", "dots")
   backward = measure.BACKWARD["gpu" if target.chip.per_host else "tpu"]
   forwards = (1 + backward + again) if train else 1.0
-  linear = (model - attention * (3 if train else 1)) * (
-    4 / 3 if train and dit.remat != "none" else 1
-  )
+  linear = (model - attention * (3 if train else 1)) * (4 / 3 if linear_again else 1)
 
   params, rest = measure.state_bytes(program, mode)
-  tokens = rows * n / count  # of a device
-  layer = 2 * tokens * (12 * dit.width + 2 * dit.mlp_width)
-  activations = layer + (params + known.residuals / count if train else 0)
+  tokens = rows * n * dit.pieces / count  # of a device
+  parts = program.train.accumulate if train else 1
+  layer = 2 * tokens / parts * (12 * dit.width + 2 * dit.mlp_width)
+  activations = layer + (params + known.residuals / count / parts if train else 0)
+  if parts > 1:  # the sum of gradients
+    activations += params
+  if train and dit.remat == "none":  # the backward pass is left the kernels as they were gathered
+    size = jnp.dtype(dit.dtype or jnp.float32).itemsize
+    blocks = sum(leaf.size for leaf in jax.tree.leaves(program.state.weights["dit"]["blocks"]))
+    activations += size * blocks / program.mesh.shape["tensor"]
   peak = int(params + rest + activations)
   return Plan(
     config=name, topology=str(target), mode=mode, source="estimated",
@@ -116,7 +122,7 @@ def estimate(
       model=model, executed=linear + forwards * attention, attention=forwards * attention,
       forwards=forwards, padding=0.0, cycles=None,
       collectives=_collectives(
-        dit, program.state.weights, program.mesh, target.chip.per_host, tokens, train
+        dit, program.state.weights, program.mesh, target.chip.per_host, tokens, train, parts
       ),
     ),
     compile_seconds=0.0,
@@ -138,6 +144,8 @@ def _residual_bytes(config: ConfigDict) -> int:
   """What the backward pass is left by the forward pass, on all devices together."""
   if config.model.attention == "auto":
     config = measure.changed(config, model=dict(attention="pallas"))
+  if config.model.remat == "offload":  # what "attention" would keep goes to the host's memory
+    config = measure.changed(config, model=dict(remat="full"))
   recipe = program_lib.build_recipe(config)
   key = jax.random.key(0)
   params = jax.eval_shape(recipe.init, key)
@@ -151,9 +159,13 @@ def _residual_bytes(config: ConfigDict) -> int:
 
 
 def _collectives(
-  dit: DiT, params: Any, mesh: Mesh, per_host: int | None, tokens: float, train: bool
+  dit: DiT, params: Any, mesh: Mesh, per_host: int | None, tokens: float, train: bool, parts: int
 ) -> Mapping[str, Mapping[str, int]]:
-  """Of the blocks: weights gathered and gradients scattered, what attention and `tensor` send."""
+  """Of the blocks: weights gathered and gradients scattered, what attention and `tensor` send.
+
+  Args:
+    tokens: of a device, in the `parts` that a step takes of its batch together.
+  """
   size, shape = jnp.dtype(dit.dtype or jnp.float32).itemsize, mesh.shape
   again = train and dit.remat != "none"
   sums: dict[str, list[float]] = {}
@@ -177,15 +189,15 @@ def _collectives(
     among = along(*set(axes))
     ways = among.shape[1]
     share = leaf.size / dit.layers * size / shape["tensor"] * (ways - 1) / ways
-    send("all-gather", dit.layers * (1 + again), share, among)
-    send("reduce-scatter", dit.layers * train, share, among)
+    send("all-gather", parts * dit.layers * (1 + again), share, among)
+    send("reduce-scatter", parts * dit.layers * train, share, among)
     copies = shape["data"]
     if train and copies > 1:
       local = leaf.size / ways / shape["tensor"] * size
       send("all-reduce", 1, 2 * local * (copies - 1) / copies, along("data"))
   activation = tokens * dit.width * size  # of one array of the tokens
   heads = dit.heads // shape["tensor"] if dit.heads % shape["tensor"] == 0 else dit.heads
-  group = neighbours(heads, shape["context"])
+  group = 1 if shape["context"] == 1 else neighbours(heads, shape["context"], dit.ulysses)
   ring, whole = shape["context"] // group, along("context")
   traded = dit.layers * (4 + (4 + 4 * again if train else 0))
   send("all-to-all", traded, activation * (group - 1) / group, whole.reshape(-1, group))

@@ -38,7 +38,8 @@ def _of(eqn: core.JaxprEqn) -> int:
     case "conv_general_dilated":
       kernel, spec = shape(eqn.invars[1]), eqn.params["dimension_numbers"].rhs_spec
       out = math.prod(shape(eqn.outvars[0]))
-      return 2 * out * math.prod(kernel) // kernel[spec[0]]
+      dilation = math.prod(eqn.params["lhs_dilation"])  # zeros between inputs are no work
+      return 2 * out * math.prod(kernel) // kernel[spec[0]] // dilation
     case "scan":
       return eqn.params["length"] * _count(eqn.params["jaxpr"].jaxpr)
     case "cond":

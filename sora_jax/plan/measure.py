@@ -225,6 +225,7 @@ def attention_flops(program: Program, mode: str) -> float:
     return 0.0
   dit, text, batch = recipe.dit, recipe.text, recipe.batch()
   (rows, n), s = batch["segments"].shape, batch["text_ids"].shape[1]
+  n *= dit.pieces
   pairs = dit.layers * dit.width * n * (n + s)
   if mode != "forward" and text is not None:
     pairs += text.layers * text.width * s * s

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from sora_jax.errors import UserError
+from sora_jax.parallel import sharding
 from sora_jax.plan import measure, topology
 from sora_jax.plan.estimate import estimate, facts, plan
 from sora_jax.plan.report import Plan
@@ -26,7 +28,7 @@ def search(
   if what compiles for the chip is installed.
 
   Raises:
-    UserError: the config is no text-to-video config.
+    UserError: the config is no text-to-video config, or no mesh can be.
   """
   config = measure.for_mode(config, mode)
   compiles = topology.installed(target.chip)
@@ -37,10 +39,15 @@ def search(
     for one in [measure.changed(config, model=dict(remat=remat))]
   ]
   tried = list(itertools.product(meshes(config, target.device_count), variants))
-  plans = []
+  plans, refused = [], UserError("No mesh divides the batch, the sequences and the heads.")
   for mesh, (one, known) in tqdm(tried, desc="estimating", unit="mesh", file=sys.stderr):
     one = measure.changed(one, train=dict(mesh=mesh))
-    plans.append((estimate(one, name, target, mode, devices, known), one))
+    try:
+      plans.append((estimate(one, name, target, mode, devices, known), one))
+    except UserError as error:  # such as `model.ulysses`, which not every mesh can have
+      refused = error
+  if not plans:
+    raise refused
   plans.sort(key=lambda pair: _rank(pair[0]))
   if not compiles:
     return [made for made, _ in plans[:best]]
@@ -49,14 +56,16 @@ def search(
 
 
 def meshes(config: ConfigDict, count: int) -> Iterator[dict[str, int]]:
-  """Meshes of `count` devices that divide the batch and the heads evenly."""
+  """Meshes of `count` devices that divide the batch, sequences and heads evenly."""
   rows = config.train.batch_size // config.train.accumulate
   divisors = [n for n in range(1, count + 1) if count % n == 0]
   for data, fsdp, tensor in itertools.product(divisors, divisors, divisors):
     context, rest = divmod(count, data * fsdp * tensor)
     if rest or rows % (data * fsdp) or config.model.heads % tensor or tensor > 8:
       continue
-    if data > 1 and fsdp > 1:  # between the two there is little to gain
+    if data > 1 and fsdp > 1 and fsdp != sharding.DIVIDED:  # as `sharding.suggest` has them
+      continue
+    if config.packing.length % context:  # each device would compute all of it
       continue
     yield dict(data=data, fsdp=fsdp, context=context, tensor=tensor)
 

@@ -35,7 +35,6 @@ class Chip:
     name: as in `v5p:4x4x4`.
     flops: peak dense bfloat16 FLOP/s.
     hbm: bytes of memory that a program may use.
-    hbm_bandwidth: bytes/s.
     link_bandwidth: bytes/s of one link in one direction.
     links: links to other chips: two per axis of a TPU's torus, an H100's NVLinks.
     clock: cycles/s of the compiler's `estimated_cycles`; None where it estimates none.
@@ -50,7 +49,6 @@ class Chip:
   name: str
   flops: float
   hbm: int
-  hbm_bandwidth: float
   link_bandwidth: float
   links: int
   clock: float | None
@@ -111,13 +109,13 @@ CHIPS = {
   chip.name: chip
   for chip in (
     # v4 with both cores as one device, as Cloud TPU has it; libtpu's default is two.
-    Chip("v4", 275e12, int(30.75 * GIB), 1.2e12, 50e9, 6, 1.05e9, 3, 4096,
+    Chip("v4", 275e12, int(30.75 * GIB), 50e9, 6, 1.05e9, 3, 4096,
          options=(("chip_config_name", "megacore"),)),
-    Chip("v5e", 197e12, int(15.75 * GIB), 0.819e12, 50e9, 4, 1.5e9, 2, 256),
-    Chip("v5p", 459e12, int(95.74 * GIB), 2.765e12, 100e9, 6, 1.75e9, 3, 6144),
-    Chip("v6e", 918e12, int(31.25 * GIB), 1.638e12, 100e9, 4, 1.75e9, 2, 256),
-    Chip("tpu7x", 2307e12, 2 * int(94.75 * GIB), 7.38e12, 100e9, 6, 2.2e9, 3, 9216, devices=2),
-    Chip("h100", 989.4e12, 84_942_979_072, 3.352e12, 25e9, 18, None, 2, 1024,
+    Chip("v5e", 197e12, int(15.75 * GIB), 50e9, 4, 1.5e9, 2, 256),
+    Chip("v5p", 459e12, int(95.74 * GIB), 100e9, 6, 1.75e9, 3, 6144),
+    Chip("v6e", 918e12, int(31.25 * GIB), 100e9, 4, 1.75e9, 2, 256),
+    Chip("tpu7x", 2307e12, 2 * int(94.75 * GIB), 100e9, 6, 2.2e9, 3, 9216, devices=2),
+    Chip("h100", 989.4e12, 84_942_979_072, 25e9, 18, None, 2, 1024,
          per_host=8, network=50e9, options=(("target_config", _H100),)),
   )
 }  # fmt: skip
@@ -196,7 +194,7 @@ def devices(topology: Topology) -> list[jax.Device]:
     what, extra = ("the CUDA plugin of JAX", "cuda") if chip.name == "h100" else ("libtpu", "tpu")
     raise UserError(
       f"Compiling for {chip.name} needs {what}, which is not installed: "
-      f'pip install "sora_jax[{extra}]".'
+      f'pip install -e ".[{extra}]" in the checkout.'
     )
   if chip.name == "h100":
     # Partitions (groups of hosts that NVLink joins) x hosts x GPUs.

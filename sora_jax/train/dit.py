@@ -117,14 +117,9 @@ class DiTRecipe:
       "sampling": self.config.sampling.to_dict(),
       "training": self.config.to_dict() | {"commit": commit()},
     }
-    components = {
-      "vae": native.read_component(source, "vae"),
-      "transformer": {"dit": params["dit"]},
-    }
     log = workdir / "metrics.jsonl"
-    native.save(
-      workdir / "export", components, config, {"training.jsonl": log} if log.exists() else {}
-    )
+    files = native.files(source, "vae") | ({"training.jsonl": log} if log.exists() else {})
+    native.save(workdir / "export", {"transformer": {"dit": params["dit"]}}, config, files)
 
 
 def flow_loss(

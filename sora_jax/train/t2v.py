@@ -76,6 +76,7 @@ class T2VRecipe:
       params["text"]["pieces"] = jnp.asarray(wordpieces.table())
     if self.lora:  # what is not trained is kept in the type it is used in
       params["dit"] = lora.add(self.dit.stored(params["dit"]), self.lora, keys[2])
+      lora_files.check(params["dit"], wan_dit.rules(self.dit))  # not only when it is exported
     return params
 
   def read(self, key: PRNGKey) -> Params:
@@ -285,12 +286,12 @@ class T2VRecipe:
     if self.config.levels.get("highest", 1.0) < 1:
       return self._export_low(params, workdir)
     components = {"transformer": {"dit": params["dit"]}}
+    log = workdir / "metrics.jsonl"
+    files = {"training.jsonl": log} if log.exists() else {}
     if self.text is not None:
       text = {name: x for name, x in params["text"].items() if name != "pieces"}
       components["transformer"]["text"] = text
-      components["vae"] = native.read_component(native.find(self.config.vae), "vae")
-    log = workdir / "metrics.jsonl"
-    files = {"training.jsonl": log} if log.exists() else {}
+      files |= native.files(native.find(self.config.vae), "vae")
     native.save(workdir / "export", components, self.description(), files)
 
   def _export_low(self, params: Params, workdir: Path) -> None:
@@ -300,10 +301,10 @@ class T2VRecipe:
     config["sampling"] |= _sampling(self.config) | dict(boundary=self.config.levels.highest)
     config["low"] = self.config.model.to_dict()
     config["low_training"] = self.config.to_dict() | {"commit": commit()}
-    components = {name: native.read_component(folder, name) for name in ("vae", "transformer")}
     logs = {"training.jsonl": folder / "training.jsonl", "low.jsonl": workdir / "metrics.jsonl"}
     files = {name: log for name, log in logs.items() if log.exists()}
-    native.save(workdir / "export", components | {"low": params["dit"]}, config, files)
+    files |= native.files(folder, "vae", "transformer")
+    native.save(workdir / "export", {"low": params["dit"]}, config, files)
 
 
 def build(config: ConfigDict) -> T2VRecipe:

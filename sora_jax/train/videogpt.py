@@ -159,15 +159,11 @@ class VideoGPTRecipe:
 
   def export(self, params: Params, workdir: Path) -> None:
     """Writes a complete checkpoint folder: autoencoder, prior and text encoder, and the log."""
-    components = {
-      "vqvae": native.read_component(native.find(self.config.vqvae), "vqvae"),
-      "prior": learned(params),
-    }
     log = workdir / "metrics.jsonl"
-    native.save(
-      workdir / "export", components, self.description(),
-      {"training.jsonl": log} if log.exists() else {}, dtype=np.float16,
-    )  # fmt: skip
+    files = {"training.jsonl": log} if log.exists() else {}
+    files |= native.files(native.find(self.config.vqvae), "vqvae")
+    components = {"prior": learned(params)}
+    native.save(workdir / "export", components, self.description(), files, dtype=np.float16)
 
 
 def learned(params: Params) -> Params:

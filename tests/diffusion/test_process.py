@@ -8,13 +8,11 @@ from sora_jax.diffusion import process
 from sora_jax.diffusion.time import LevelSampler, schedule
 
 
-def test_data_and_noise_are_read_back(rng):
+def test_data_are_read_back(rng):
   x, noise = (jnp.asarray(rng.normal(size=(3, 5, 4)), jnp.float32) for _ in range(2))
   t = jnp.asarray(rng.uniform(0.05, 0.95, (3, 5)), jnp.float32)
   x_t, v = process.corrupt(x, noise, t), process.velocity(x, noise)
   np.testing.assert_allclose(process.data_from(x_t, v, t), x, atol=1e-5)
-  np.testing.assert_allclose(process.noise_from(x_t, v, t), noise, atol=1e-5)
-  np.testing.assert_allclose(process.velocity_from_data(x_t, x, t), v, atol=1e-4)
 
 
 def test_level_zero_is_data_and_one_is_noise(rng):

@@ -195,6 +195,8 @@ def test_who_is_missing_or_twice_is_named_to_all():
   assert len(set(said)) == 1 and "Two processes have --process-id=1" in said[0]
   said = answers((at, 2, 0, 20), (at, 3, 1, 20))
   assert len(set(said)) == 1 and "--process-count=2 and process 1 3" in said[0]
+  said = answers((at, 3, 0, 20), (at, 4, 1, 20), (at, 4, 2, 20))
+  assert len(set(said)) == 1 and "--process-count=3 and process" in said[0]
   assert "Process 0 did not answer" in answers((at, 2, 1, 1))[0]
   with socket.create_server(("", int(at.partition(":")[2]))):
     assert "choose another" in answers((at, 2, 0, 1))[0]
