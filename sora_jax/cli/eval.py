@@ -29,7 +29,7 @@ EXAMPLES = """examples:
 DIR gets metrics.json (every number with its spread, count, command and commit), results.jsonl (a
 line per clip, or task) and, from the text suite, samples.png, from the world suite a sheet of
 given, made and true frames for each test. The judges need:
-pip install "sora_jax[evals]"
+pip install -e ".[evals]"
 """
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from sora_jax.errors import UserError
 
-_HINT = 'install it with: pip install "sora_jax[evals]"'
+_HINT = 'install it with: pip install -e ".[evals]"'
 # What `ndarray.__reduce__` names, in numpy 1's spelling and numpy 2's.
 _ADMITTED = {
   ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]

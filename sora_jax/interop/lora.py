@@ -172,7 +172,7 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
   if not path.is_file():
     raise UserError(f"There is no adapter {path}.")
   try:
-    tensors = {name: np.array(x, np.float32) for name, x in Weights(header(path)).items()}
+    tensors = {name: _wide(x) for name, x in Weights(header(path)).items()}
     with safe_open(path, "numpy") as file:
       stored = (file.metadata() or {}).get(METADATA, "{}")
     beside = path.with_name("adapter_config.json")
@@ -183,6 +183,11 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
   if settings.get("use_dora"):
     raise UserError(f"{path} is a DoRA adapter, which this version does not read.")
   return tensors, settings
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+  """A copy, of float8 in float32, which numpy computes with."""
+  return np.array(x, np.float32 if x.dtype.itemsize == 1 else x.dtype)
 
 
 def _checked(settings: Any) -> dict[str, Any]:

@@ -165,7 +165,8 @@ def _own(folder: Path, config: dict[str, Any], dtype: Any) -> Parts:
   if lacking:
     raise UserError(f"The checkpoint {folder} has no {min(lacking)}: it cannot make videos.")
   try:
-    return _described(folder, {"known_words": []} | config, dtype)
+    told = {"known_words": [], **config, "sampling": dict(config["sampling"])}
+    return _described(folder, told, dtype)
   except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
     file = folder / "config.json"
     raise UserError(f"{file} is damaged ({error}): export the checkpoint again.") from error

@@ -217,12 +217,12 @@ def test_training_clips_that_are_not_here_are_left_out(capsys):
   assert "nowhere is not a folder" in capsys.readouterr().err
 
 
-def _folder(path, shapes):
+def _folder(path, shapes, fps=8.0):
   path.mkdir()
   rng = np.random.default_rng(0)
   for index, shape in enumerate(shapes):
     clip = rng.integers(0, 256, size=(*shape, 3), dtype=np.uint8)
-    video.write(path / f"{index:02}.mp4", clip, 8.0)
+    video.write(path / f"{index:02}.mp4", clip, fps)
   return path
 
 
@@ -248,6 +248,27 @@ def test_bad_folders_are_one_sentence(monkeypatch, tmp_path, capsys, shapes, spo
   error = capsys.readouterr().err
   assert re.search(message, error) and "Traceback" not in error
   assert not list((tmp_path / "out").iterdir())
+
+
+def test_clips_of_two_rates_or_judged_by_themselves_are_refused(tmp_path):
+  folder = _folder(tmp_path / "clips", [USUAL] * 20)
+  judged = exhibit.of_folder(folder, 10)
+  with pytest.raises(UserError, match="00.mp4 is to be judged and to be compared with"):
+    exhibit.real_files(judged, folder)
+  other = _folder(tmp_path / "other", [USUAL] * 20, 24.0)
+  with pytest.raises(UserError, match="have 24 frames a second, those to judge 8"):
+    exhibit.real_files(judged, other)
+  video.write(folder / "03.mp4", video.read(folder / "03.mp4")[0], 24.0)
+  with pytest.raises(UserError, match="03.mp4 has 24 frames a second and 00.mp4 8"):
+    exhibit.of_folder(folder)
+
+
+def test_a_still_is_not_asked_how_it_moves(tmp_path, rng):
+  for index in range(10):
+    frame = rng.integers(0, 256, size=(1, 32, 32, 3), dtype=np.uint8)
+    video.write(tmp_path / f"{index}.png", frame)
+    (tmp_path / f"{index}.txt").write_text("a red ball rolls to the left")
+  assert exhibit.of_folder(tmp_path).asked[0] == {"colour": "red", "shape": "ball"}
 
 
 @pytest.mark.parametrize(

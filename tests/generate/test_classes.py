@@ -80,7 +80,7 @@ def test_same_images_as_the_published_pipeline(name, guidance, folder, monkeypat
 
 def test_a_sample_does_not_depend_on_its_batch(folder):
   model = read(folder, SCHEDULERS["ddpm"])
-  for settings in (dict(variance="learned", channels=3), dict(sampler="ddim")):
+  for settings in (dict(variance="learned", channels=3), dict(sampler="ddim", spacing="leading")):
     whole = model.latents(LABELS, SEED, steps=11, **settings)
     parts = model.latents(LABELS, SEED, batch_size=2, steps=11, **settings)
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
@@ -133,6 +133,8 @@ def test_settings_are_checked(folder):
     (dict(sampler="heun"), "ddpm or ddim, not 'heun'"),
     (dict(steps=1001), "1 to 1000"),
     (dict(guidance=0.5), "at least 1"),
+    (dict(guidance=np.inf), "at least 1"),
+    (dict(spacing="trailing", steps=30), "that divides 1000"),
     (dict(shift=3.0), "only a model of velocity"),
     (dict(shift=0.0), "at least 0.001"),
     (dict(variance="large"), "learned or small"),

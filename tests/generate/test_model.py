@@ -1,6 +1,7 @@
 """The path from prompt to pixels, on a tiny model with random weights."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from sora_jax.cli import main
 from sora_jax.data.video import write
+from sora_jax.diffusion.guidance import Guidance
 from sora_jax.errors import UserError
 from sora_jax.generate import model as generate
 from sora_jax.generate.denoise import Denoiser
@@ -80,6 +82,13 @@ def test_unknown_words_are_named_in_a_warning(model, capsys):
     (dict(size=(33, 32)), "nearest is 32x32"),
     (dict(steps=0), "steps is 0 but must be at least 1"),
     (dict(guidance=0.5), "at least 1"),
+    (dict(guidance=np.inf), "at least 1"),
+    (dict(shift=np.inf), "and finite"),
+    (dict(shift=1e7, steps=30), "give a smaller one"),
+    (dict(shift=1e7, steps=30, sampler="unipc"), "give a smaller one"),
+    (dict(seed=2**32), "between 0 and 4294967295"),
+    (dict(seed=-1), "between 0 and"),
+    (dict(batch_size=0), "batch_size is 0"),
     (dict(sampler="ddim"), "choose one of euler"),
     (dict(fps=0), "fps is 0"),
   ],
@@ -87,6 +96,25 @@ def test_unknown_words_are_named_in_a_warning(model, capsys):
 def test_what_the_model_cannot_do_is_refused_with_what_it_can(model, settings, message):
   with pytest.raises(UserError, match=message):
     model.sample("a red ball", **settings)
+
+
+@pytest.mark.parametrize("interval", [(0.9, 0.1), (np.nan, 1.0), (0.0, 2.0)])
+def test_guidance_needs_an_interval(interval):
+  with pytest.raises(UserError, match="they must rise, within 0 and 1"):
+    Guidance(interval=interval)
+
+
+@pytest.mark.parametrize(
+  "spoiled",
+  [dict(vae=3), dict(transformer=[1]), dict(text="x"), dict(sampling=None), dict(known_words=1)],
+  ids=str,
+)
+def test_a_config_that_makes_no_sense_is_damaged(folder, tmp_path, spoiled):
+  broken = tmp_path / "broken"
+  shutil.copytree(folder, broken)
+  (broken / "config.json").write_text(json.dumps(native.read_config(folder) | spoiled))
+  with pytest.raises(UserError, match="is damaged"):
+    generate.load(broken)
 
 
 def test_a_checkpoint_without_a_transformer_is_refused(folder, tmp_path):

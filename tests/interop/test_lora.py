@@ -179,6 +179,13 @@ def test_half_precision_round_trip_is_exact(ours, adapter, tmp_path):
   [
     (lambda t: t.pop("Q.lora_B.weight"), "lacks the tensor Q.lora_B.weight"),
     (lambda t: t.pop("Q.lora_A.weight"), "lacks the tensor Q.lora_A.weight"),
+    (lambda t: t.update({"Q.alpha": np.zeros(2)}), "alpha of the adapter of Q is no one finite"),
+    (
+      lambda t: t.update(
+        {"Q.lora_A.weight": np.zeros((0, 48)), "Q.lora_B.weight": np.zeros((48, 0))}
+      ),
+      "of Q has rank 0",
+    ),
     (lambda t: t.update({"Q.lora_A.weight": np.zeros((5, 48))}), "of Q disagree about its rank"),
     (lambda t: t.update({"Q.lora_B.weight": np.zeros((7, 3))}), "of Q is of another model.*48 x 7"),
     (lambda t: t.update({"Q.dora_scale": np.zeros(48)}), "no linear map of this model: Q.dora_s"),
@@ -215,6 +222,9 @@ def test_files_that_are_none_are_refused(ours, tmp_path):
     files.read(tmp_path, rules, shapes)
   with pytest.raises(UserError, match="no adapter to write"):
     files.write(tmp_path / files.FILE, params, rules)
+  everywhere = lora.add(params, Lora(rank=2, alpha=2.0, targets=".*"), jax.random.key(0))
+  with pytest.raises(UserError, match="The layer patch_in has no published counterpart"):
+    files.check(everywhere, rules)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +232,7 @@ def test_files_that_are_none_are_refused(ours, tmp_path):
   [
     ("[1]", "settings are no object"),
     ('{"lora_alpha": NaN}', "alpha of lora_alpha is nan"),
+    ('{"lora_alpha": 1e300}', "is no one finite number"),
     ('{"lora_alpha": null}', "alpha of lora_alpha is None"),
     ('{"alpha_pattern": []}', "alpha_pattern is no object"),
     ('{"alpha_pattern": {"to_q": Infinity}}', "alpha of to_q is inf"),

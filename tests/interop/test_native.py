@@ -7,7 +7,33 @@ import numpy as np
 import pytest
 
 from sora_jax.errors import UserError
-from sora_jax.interop import native
+from sora_jax.interop import names, native
+
+
+def test_an_autoencoder_alone_is_checked_too(tmp_path):
+  toy = native.find("toy")
+  params = native.read_component(toy, "vae")
+  vae, loaded = native.load_vae(toy)
+  assert vae.z_channels == 64 and sorted(names.flatten(loaded)) == sorted(names.flatten(params))
+  flat = names.flatten(params)
+  first = min(flat)
+  for changed, says in (
+    ({k: x for k, x in flat.items() if k != first}, "there and"),
+    ({**flat, first: flat[first][..., :1]}, "there and"),
+    ({**flat, "more": flat[first]}, "more is .* there and None here"),
+  ):
+    native.save(tmp_path / "model", {"vae": names.unflatten(changed)}, native.read_config(toy))
+    with pytest.raises(UserError, match=says):
+      native.load_vae(tmp_path / "model")
+
+
+def test_what_is_copied_stays_as_it_is_stored(tmp_path, rng):
+  native.save(tmp_path / "one", {"vae": weights(rng)}, {}, dtype=np.float32)
+  native.save(tmp_path / "two", {}, {}, native.files(tmp_path / "one", "vae"))
+  one, two = (tmp_path / name / "vae.safetensors" for name in ("one", "two"))
+  assert one.read_bytes() == two.read_bytes()
+  with pytest.raises(UserError, match="has no transformer"):
+    native.files(tmp_path / "one", "vae", "transformer")
 
 
 def weights(rng):
@@ -72,6 +98,13 @@ def test_what_is_wrong_is_named(tmp_path, rng):
   file.write_bytes(file.read_bytes()[:-3])
   with pytest.raises(UserError, match="is damaged"):
     native.read_component(folder, "vae")
+  with pytest.raises(UserError, match="hold a/b, and a itself"):
+    names.unflatten({"a": 1, "a/b": 2})
+  with pytest.raises(UserError, match="hold a, and others below it"):
+    names.unflatten({"a/b": 2, "a": 1})
+  (folder / "config.json").write_text("[" * 100_000)
+  with pytest.raises(UserError, match="is damaged"):
+    native.read_config(folder)
   (folder / "config.json").write_text("{")
   with pytest.raises(UserError, match="is damaged"):
     native.read_config(folder)

@@ -62,6 +62,9 @@ def test_what_is_not_known_is_named():
     (config_of(unipc(3.0)) | {"solver_order": 3}, "solver_order = 3"),
     (config_of(unipc(3.0)) | {"prediction_type": "epsilon"}, "prediction_type = epsilon"),
     (config_of(euler(3.0)) | {"use_dynamic_shifting": True}, "use_dynamic_shifting = True"),
+    (config_of(unipc(3.0)) | {"num_train_timesteps": 0}, "num_train_timesteps = 0"),
+    (config_of(unipc(3.0)) | {"flow_shift": "3"}, "flow_shift = '3'"),
+    (config_of(euler(3.0)) | {"shift": None}, "shift = None"),
   ):
     with pytest.raises(UserError, match=says):
       schedulers.from_config(config, HERE)

@@ -117,7 +117,8 @@ def test_damaged_files_are_named_before_anything_is_read(tmp_path, tensors):
     rewrite(path, table | {"a.weight": table["a.weight"] | dict(data_offsets=places)}, data)
     with pytest.raises(UserError, match="wrong about the tensor a.weight"):
       Weights.open(folder)
-  for none in (b"[]", b'{"a": 1}', b"3"):
+  huge = b'{"a": {"dtype": "F32", "shape": [0, 1%s], "data_offsets": [0, 0]}}' % (b"0" * 30)
+  for none in (b"[]", b'{"a": 1}', b"3", b"[" * 100_000, huge):
     rewrite(path, none, data)
     with pytest.raises(UserError, match="is damaged"):
       Weights.open(folder)

@@ -4,7 +4,7 @@ import pytest
 
 from sora_jax.errors import UserError
 from sora_jax.interop import wordpieces
-from sora_jax.models.text import Prompts
+from sora_jax.models.text import Prompts, words
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,13 @@ def test_any_word_can_be_spelled_and_nothing_is_unknown_to_the_tokenizer(prompts
   ids = prompts(["a flibbertigibbet"])[0]
   assert unknown not in ids
   assert prompts.tokenizer.decode(ids).replace(" ##", "") == "a flibbertigibbet"
+
+
+def test_words_of_any_script_are_words():
+  assert words("Ein grüner Würfel's Schatten, rolls-left_3") == [
+    "ein", "grüner", "würfel's", "schatten", "rolls", "left", "3"
+  ]  # fmt: skip
+  assert words("红球 向左") == ["红球", "向左"]
 
 
 def test_unknown_words_are_named_once_and_in_order(prompts):

@@ -134,6 +134,15 @@ def test_codebooks_are_running_means(rng):
     rest = rest - state["codebook"][depth][chosen]
 
 
+def test_a_code_that_was_never_used_stays(rng):
+  state = state_of(rng)
+  state["count"][0, 2], state["total"][0, 2] = 0.0, 0.0
+  z, codes = rng.normal(size=(30, 4)).astype(np.float32), np.zeros((30, 2), np.int32)
+  made = update(state, z, codes, jax.random.key(0), 0.9, 0.0)
+  np.testing.assert_array_equal(made["codebook"][0, 2], state["codebook"][0, 2])
+  assert np.isfinite(made["codebook"]).all()
+
+
 def test_codes_that_nothing_uses_begin_again_as_data(rng):
   state = state_of(rng)
   state["count"][0, 2] = state["count"][1, 4] = 1e-6

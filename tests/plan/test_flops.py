@@ -57,6 +57,21 @@ def test_convolutions(groups):
   assert flops.count(f, image, kernel) == 2 * (2 * 4 * 4 * 12) * (3 * 3 * 8 // groups)
 
 
+def test_the_backward_pass_of_a_strided_convolution_is_two_forwards():
+  image = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
+  kernel = jax.ShapeDtypeStruct((3, 3, 4, 6), jnp.float32)
+
+  def f(x, k):
+    y = jax.lax.conv_general_dilated(
+      x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.sum(y**2)
+
+  forward = flops.count(f, image, kernel)
+  assert forward == 2 * (2 * 4 * 4 * 6) * (3 * 3 * 4)
+  assert flops.count(jax.grad(f, (0, 1)), image, kernel) == 3 * forward
+
+
 @pytest.mark.parametrize("name", ["toy", "dit_toy", "vjepa_toy", "vqvae_toy"])
 def test_a_step_of_every_system_is_counted(name):
   """Up to three forward passes, whatever is recomputed; V-JEPA's target has no backward pass."""

@@ -168,9 +168,33 @@ def test_search_puts_first_what_fits(monkeypatch):
   assert seconds == sorted(seconds)
 
 
+def test_search_leaves_out_what_cannot_be_and_tries_what_is_usual(monkeypatch):
+  monkeypatch.setattr(topology, "installed", lambda chip: False)
+  plans = search.search(small("model.ulysses=4"), "small", topology.parse("v5e:2x2"), best=100)
+  assert plans and {p.mesh["context"] for p in plans} == {1}  # there are two heads
+  found = list(search.meshes(small("train.batch_size=256"), 512))
+  assert dict(data=8, fsdp=32, context=2, tensor=1) in found  # as `sharding.suggest` has it
+  assert not any(1000 % mesh["context"] for mesh in found)
+
+
+def test_accumulating_keeps_less_and_gathers_more():
+  one, two = (
+    estimate.estimate(
+      small("train.mesh={'fsdp': 4}", "train.batch_size=8", f"train.accumulate={parts}"),
+      "small",
+      topology.parse("v5e:2x2"),
+    )
+    for parts in (1, 2)
+  )
+  assert two.memory.activations < 0.9 * one.memory.activations  # a sum of gradients beside it
+  gathered = [plan.work.collectives["all-gather"]["bytes"] for plan in (one, two)]
+  assert gathered[1] == 2 * gathered[0]
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
+    (["--topology=v5p:2x2x1", "--search", "--compile=0"], "--compile is 0"),
     (["--topology=v5p:4x4"], "There is no v5p:4x4"),
     (["--topology=v5q:4x4x4"], "did you mean 'v5p'"),
     (["--topology=v5p:2x2x1", "--clip=4x4"], "is no clip"),

@@ -59,9 +59,9 @@ def test_chips_and_their_topologies_are_plausible(chip):
 
 def test_what_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
   monkeypatch.setattr(topology.util, "find_spec", lambda name: None)
-  with pytest.raises(UserError, match=r'libtpu.*pip install "sora_jax\[tpu\]"'):
+  with pytest.raises(UserError, match=r'libtpu.*pip install -e "\.\[tpu\]"'):
     topology.devices(parse("v5p:2x2x1"))
-  with pytest.raises(UserError, match=r'CUDA plugin.*pip install "sora_jax\[cuda\]"'):
+  with pytest.raises(UserError, match=r'CUDA plugin.*pip install -e "\.\[cuda\]"'):
     topology.devices(parse("h100:2x8"))
 
 
