@@ -81,7 +81,10 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     packing=dict(length=512, cond_rows=32, text_length=160, short=2),
     # From level 0.5 straight to 0 (before the shift it is 1/3): finer steps leave grain. The shift
     # is that of sampling, whatever `levels` has for training.
-    sampling=dict(steps=20, shift=2.0, schedule=dict(lowest=1 / 3)),
+    # Guidance above level 0.8 alone: below, it damages what the model makes (docs/architecture.md).
+    sampling=dict(
+      steps=20, shift=2.0, schedule=dict(lowest=1 / 3), guidance=4.5, guidance_interval=(0.8, 1.0)
+    ),
     data=dict(
       cache="data/latents",
       batching="pack",  # or bucket, or pad: sora_jax/data/batches.py

