@@ -98,6 +98,11 @@ class Denoiser:
       interval=tuple(self.request["guidance_interval"]),
     )
 
+  def guidance_from(self, level: float) -> Guidance:
+    """Of a sampler that starts at a level: its interval is a share of the levels passed through."""
+    low, high = self.guidance.interval
+    return dataclasses.replace(self.guidance, interval=(low * level, high * level))
+
   def filled(self, samples: int) -> int:
     """So many samples, or more: until the mesh divides their rows with and without prompt."""
     ways = sharding.batch_ways(sharding.mesh_of(self.params))
@@ -172,9 +177,7 @@ class Denoiser:
       text_length=self.prompts.length * max(1, *(len(sample.prompts) for sample in given)),
     )  # fmt: skip
     batches = [packer.fill([[s] for s in samples], self.prompts) for samples in (given, against)]
-    low, high = self.guidance.interval
-    interval = (low * window.strength, high * window.strength)
-    guidance = dataclasses.replace(self.guidance, interval=interval)
+    guidance = self.guidance_from(window.strength)
     if all(one.prompts == other.prompts for one, other in zip(given, against, strict=True)):
       guidance = dataclasses.replace(guidance, scale=1.0)  # nothing to lead away from
     latent = known.shape
@@ -189,8 +192,7 @@ class Denoiser:
       shape = (rows, packer.length * self.dit.pieces, width)
       memory = jnp.zeros(shape, self.dit.dtype or values.dtype)
     carry = jax.device_put(solvers.start(values, memory), values.sharding)
-    # Where guidance does not act, nothing is asked without the prompt, unless the rows with and
-    # without it are what the mesh divides, or what the memory is of.
+    # Else nothing is asked without the prompt where guidance does not act.
     always = memory is not None or len(stories) % sharding.batch_ways(mesh) > 0
     for name, guided, piece in self._pieces(table, guidance.acts(table[:, 1]) | always):
       dit = self.low if name == "low" else self.dit
