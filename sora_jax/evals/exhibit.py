@@ -324,14 +324,14 @@ def real_files(exhibit: Exhibit, folder: str | os.PathLike[str]) -> Real:
       f"The clips of {folder} have {files.fps:.4g} frames a second, those to judge "
       f"{exhibit.fps:.4g}: bring all to one rate."
     )
-  judged = {path.resolve() for path in getattr(exhibit.clips, "paths", ())}
-  if both := judged & {path.resolve() for path in files.paths}:
-    raise UserError(f"{min(both)} is to be judged and to be compared with: give another --real.")
   if len(files) < 2 * count:
     raise UserError(
       f"The folder {folder} holds {len(files)} clips, but {2 * count} are needed, twice as many as "
       f"are judged: give --count {len(files) // 2} or fewer."
     )
+  judged = {path.resolve() for path in getattr(exhibit.clips, "paths", ())}
+  if both := judged & {path.resolve() for path in files.paths}:
+    raise UserError(f"{min(both)} is to be judged and to be compared with: give another --real.")
   heldout = files.paths[1::2][:count]
   rest = sorted(set(files.paths) - set(heldout))
   return Real(files.part(rest), files.part(heldout))
