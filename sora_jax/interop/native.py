@@ -129,7 +129,7 @@ def load_vjepa(name: str | os.PathLike[str]) -> tuple[VJEPA, Params]:
   model = published.built(VJEPA, config["vjepa"])
   values = jnp.zeros((1, 1, int(np.prod(model.patch)) * model.channels))
   like = shapes(model, values, *2 * (jnp.zeros((1, 1, 3)),))
-  if "target/" in " ".join(open_weights(folder, "vjepa")):
+  if any(name.startswith("target/") for name in open_weights(folder, "vjepa")):
     like["target"] = like["encoder"]
   params = jax.tree.map(jnp.asarray, load_params(folder, "vjepa", like))
   return model, {"target": params["encoder"]} | params
