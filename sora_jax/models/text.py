@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
@@ -35,6 +36,9 @@ class TextEncoder(nn.Module):
   Attributes:
     vocabulary, table_width: shape of the pretrained table `pieces`, which is not trained.
     width, layers, heads: of the encoder. length: the longest prompt, in pieces.
+    noise: standard deviation of what is added to rows of the table (which have a root mean square
+      of 1) where there is a random stream "noise": in training, so that neighbours of a word that
+      is trained on come to mean about the same.
   """
 
   vocabulary: int
@@ -43,6 +47,7 @@ class TextEncoder(nn.Module):
   layers: int = 2
   heads: int = 4
   length: int = 48
+  noise: float = 0.0
   dtype: Any = None
 
   @nn.compact
@@ -50,7 +55,10 @@ class TextEncoder(nn.Module):
     table = self.param("pieces", nn.initializers.normal(1.0), (self.vocabulary, self.table_width))
     position = self.param("position", nn.initializers.normal(0.02), (self.length, self.width))
     place = jnp.sum(jnp.tril(ids[:, :, None] == ids[:, None, :], -1), axis=-1)  # in its prompt
-    x = Dense(self.width, dtype=self.dtype, name="table_in")(jnp.take(table, pieces, axis=0))
+    x = jnp.take(table, pieces, axis=0)
+    if self.noise and self.has_rng("noise"):
+      x += self.noise * jax.random.normal(self.make_rng("noise"), x.shape)
+    x = Dense(self.width, dtype=self.dtype, name="table_in")(x)
     x = constrain(x + jnp.take(position, place, axis=0, mode="clip").astype(x.dtype), "tokens")
     for i in range(self.layers):
       attention = Attention(self.width, self.heads, dtype=self.dtype, name=f"attention_{i}")

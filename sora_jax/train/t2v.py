@@ -135,7 +135,7 @@ class T2VRecipe:
     read: Callable[..., Tokens] = read_prompts
     if self.dit.remat != "none":  # or the gathered encoder would be kept for the backward pass
       read = jax.checkpoint(read_prompts, static_argnums=0)
-    tokens = read(self.text, params.get("text"), batch)
+    tokens = read(self.text, params.get("text"), batch, jax.random.fold_in(key, 1))
     model = lambda tokens: self.dit.apply({"params": params["dit"]}, tokens)  # noqa: E731
     return flow_matching(model, tokens, key)
 

@@ -29,8 +29,8 @@ class _Writer:
   def noun(self, thing: Thing, size: bool = False, colour: bool = True) -> str:
     """E.g. "small red ball": no article."""
     names = phrases.SHAPES[thing.shape]
-    # As often as a synonym in training, never in the held-out wordings.
-    plain = self.wording == "train" and self.rng.uniform() < 0.5
+    # A third of training, so that most of it is about synonyms; never in the held-out wordings.
+    plain = self.wording == "train" and self.rng.uniform() < 1 / 3
     shape = thing.shape if plain else self.pick(names)
     words = [thing.colour, shape] if colour else [shape]
     if size and thing.size != "medium":

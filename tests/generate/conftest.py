@@ -18,7 +18,7 @@ CONFIG = {
   "transformer": dict(
     width=48, layers=2, heads=2, mlp_width=64, text_width=32, channels=4, cond_features=4
   ),
-  "text": dict(vocabulary=12_000, width=32, layers=1, heads=2, length=16),
+  "text": dict(vocabulary=27_628, width=32, layers=1, heads=2, length=16),
   "known_words": ["a", "ball", "red"],
   "sampling": dict(steps=6, guidance=2.0, frames=5, size=[32, 32], fps=8.0),
 }  # fmt: skip

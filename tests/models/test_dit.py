@@ -21,7 +21,7 @@ DIT = DiT(
   width=48, layers=2, heads=2, mlp_width=64, text_width=32, channels=4, cond_features=4,
   absolute=True, affine=True,
 )  # fmt: skip
-TEXT = TextEncoder(vocabulary=12_000, width=32, layers=1, heads=2, length=12)
+TEXT = TextEncoder(vocabulary=27_628, width=32, layers=1, heads=2, length=12)
 
 
 @pytest.fixture(scope="module")

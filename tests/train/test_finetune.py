@@ -30,7 +30,7 @@ def perturbed(tree):
 def source(tmp_path_factory):
   """A tiny checkpoint in our layout, whose autoencoder is the shipped one."""
   folder = tmp_path_factory.mktemp("source") / "tiny"
-  dit, text = DiT(**MODEL), TextEncoder(**TEXT, vocabulary=12_000)
+  dit, text = DiT(**MODEL), TextEncoder(**TEXT, vocabulary=27_628)
   pieces = np.ones((1, 12), np.int32)
   weights = {
     "dit": perturbed(jax.jit(dit.init)(jax.random.key(0), blank_tokens(dit))["params"]),
@@ -39,7 +39,7 @@ def source(tmp_path_factory):
   del weights["text"]["pieces"]
   toy = native.find("toy")
   config = native.read_config(toy) | {
-    "transformer": MODEL, "text": TEXT | {"vocabulary": 12_000}, "known_words": [],
+    "transformer": MODEL, "text": TEXT | {"vocabulary": 27_628}, "known_words": [],
     "sampling": dict(steps=2, guidance=1.0, frames=5, size=[32, 32], fps=8.0),
   }  # fmt: skip
   vae = native.read_component(toy, "vae")
