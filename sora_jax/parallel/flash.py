@@ -28,8 +28,8 @@ from sora_jax.typing import Array, Float, Int
 LANES = 128
 BLOCKS = (1024, 896, 768, 640, 512, 384, 256, 128)
 WASTE = 1.02  # a larger block is worth so much padding
-VMEM = 60 << 20  # of the 64 MiB that a program has on v5p and 7x, and 128 on v6e
-QUERIES = 32 << 20  # bytes of the queries' gradient that are kept in VMEM
+VMEM = 60 << 20  # of the 64 MiB that a program has on v5p and 7x, and 128 on v5e and v6e
+SMALL = ("TPU v2", "TPU v3", "TPU v4")  # these have 16 MiB
 LOG2E = math.log2(math.e)
 
 NT = (((1,), (1,)), ((), ()))  # contract the last axes
@@ -38,8 +38,15 @@ TN = (((0,), (0,)), ((), ()))  # contract the first axes
 
 def block_size(length: int) -> int:
   """The largest block that pads `length` hardly more than the best one does."""
-  padded = {size: -(-length // size) * size for size in BLOCKS}
-  return next(size for size in BLOCKS if padded[size] <= WASTE * min(padded.values()))
+  room = BLOCKS if _vmem() == VMEM else [size for size in BLOCKS if size <= 512]
+  padded = {size: -(-length // size) * size for size in room}
+  return next(size for size in room if padded[size] <= WASTE * min(padded.values()))
+
+
+def _vmem() -> int:
+  """Bytes of VMEM that a kernel may fill on the chip it is compiled for."""
+  target = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+  return VMEM // 4 if target.device_kind in SMALL else VMEM
 
 
 def forward(
@@ -100,7 +107,7 @@ def backward(
     lse: of the whole softmax, of which these keys may be a part.
     delta: sum over a head of output times its gradient, per query.
   """
-  most = QUERIES // (4 * _Cut.of(q, k, heads).lanes)
+  most = _vmem() // (4 * q.dtype.itemsize * _Cut.of(q, k, heads).lanes)  # half of it, or a quarter
   if q.shape[1] <= most:
     return _backward(q, k, v, who, lse, delta, dout, heads, dtype, interpret)
   parts = []
@@ -359,4 +366,4 @@ def block_states(who: Who, sizes: tuple[int, int]) -> Int[Array, "b i j"]:
 
 
 def _params(*semantics: Any) -> pltpu.CompilerParams:
-  return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM)
+  return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=_vmem())

@@ -100,11 +100,15 @@ class Plan:
 
   @property
   def communication_seconds(self) -> float:
-    """All that is sent, over those links, or over the network what goes to other hosts."""
+    """All that is sent, over those links, or over the network what goes to other hosts.
+
+    The devices of a chip share its links, whatever of it they send to each other.
+    """
     sent = self.work.collectives.values()
     far = sum(kind.get("between_hosts", 0) for kind in sent)
     near = sum(kind["bytes"] for kind in sent) - far
-    return near / (self.links * self.chip.link_bandwidth) + far / self.chip.network
+    links = self.links * self.chip.link_bandwidth / self.chip.devices
+    return near / links + far / self.chip.network
 
   @property
   def seconds(self) -> float:

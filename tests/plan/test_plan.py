@@ -135,6 +135,8 @@ def test_the_text_names_what_is_assumed_and_what_is_not_known():
   assert plan.compute_seconds == pytest.approx(2e15 / (0.6 * 989.4e12))
   assert plan.communication_seconds == pytest.approx(9e9 / (18 * 25e9) + 1e9 / 50e9)
   assert "10.00 GB in 3, 1.00 GB of it between hosts" in text
+  shared = dataclasses.replace(plan, chip=topology.CHIPS["tpu7x"])  # two devices on two links
+  assert shared.communication_seconds == pytest.approx(2 * 9e9 / (2 * 100e9))
   assert "18 links of 25 GB/s, 50 GB/s between hosts of 8" in text
 
 

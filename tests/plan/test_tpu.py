@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from sora_jax import config as config_lib
 from sora_jax.parallel import sharding
+from sora_jax.parallel.attention import attend
 from sora_jax.plan import estimate, hlo, topology
 from sora_jax.plan.hlo import Collective, CustomCall
 
@@ -153,6 +154,18 @@ def test_a_kernel_under_its_own_name(pod):
   found = costs(mesh_of(pod), f, *shapes, specs=[P(), P()])
   assert found.custom_calls == {"product": CustomCall(5, 5 * 2 * 128**3, 0)}
   assert found.flops == 0
+
+
+@pytest.mark.parametrize(("dtype", "length"), [("bfloat16", 16_384), ("float32", 8192)])
+def test_attention_fits_into_the_vmem_of_a_v4(dtype, length):
+  """It has a quarter of the room of others, and keeps half of these queries' gradients there."""
+  x, ids = ((1, length, 128), dtype), ((1, length), "int32")
+  mesh = Mesh(np.array(topology.devices(topology.parse("v4:2x2x1"))[:1]), ("x",))
+  loss = lambda q, k, v, ids: jnp.sum(attend(q, k, v, ids, ids, heads=1))  # noqa: E731
+  step = lambda *arrays: sum(jax.grad(loss, (0, 1, 2))(*arrays))  # noqa: E731
+  with jax.set_mesh(mesh):
+    found = costs(mesh, step, x, x, x, ids, specs=[P()] * 4, mapped=False)
+  assert sum(x.count for name, x in found.custom_calls.items() if "backward" in name) == 2
 
 
 @PODS
