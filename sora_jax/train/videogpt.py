@@ -29,15 +29,14 @@ from sora_jax.data import codes as code_data
 from sora_jax.data.records import RecordSource
 from sora_jax.data.shards import split
 from sora_jax.errors import UserError
-from sora_jax.generate.videogpt import Sampling, VideoGPT
+from sora_jax.generate.codes import Sampling
+from sora_jax.generate.videogpt import VideoGPT, fresh, learned
 from sora_jax.interop import native, wordpieces
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.videogpt import Prior, surprisal
 from sora_jax.models.vqvae import VQVAE
 from sora_jax.provenance import commit
 from sora_jax.typing import Array, Params, PRNGKey, Scalar
-
-FROZEN = {"prior": "codebook", "text": "pieces"}  # what is read, not learned, and not stored again
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +52,7 @@ class VideoGPTRecipe:
 
   def init(self, key: PRNGKey) -> Params:
     """Fresh weights, or those of `config.init_from`, over the codes and the word pieces."""
-    keys = jax.random.split(key)
-    pieces = jnp.zeros((1, self.text.length), jnp.int32)
-    states = jnp.zeros((1, self.text.length, self.text.width))
-    codes = jnp.zeros((1, *self.prior.grid, self.prior.depth), jnp.int32)
-    params = {
-      "prior": self.prior.init(keys[0], codes, states, pieces)["params"],
-      "text": self.text.init(keys[1], pieces, pieces)["params"],
-    }
+    params = fresh(self.prior, self.text, key)
     if self.config.init_from:
       params = native.load_params(self.config.init_from, "prior", learned(params))
     params["prior"]["codebook"] = self.vqvae_params["codebook"]
@@ -164,13 +156,6 @@ class VideoGPTRecipe:
     files |= native.files(native.find(self.config.vqvae), "vqvae")
     components = {"prior": learned(params)}
     native.save(workdir / "export", components, self.description(), files, dtype=np.float16)
-
-
-def learned(params: Params) -> Params:
-  """The weights that are stored: without the codebook and the table of word pieces."""
-  return {
-    part: {name: x for name, x in params[part].items() if name != FROZEN[part]} for part in FROZEN
-  }
 
 
 def build(config: ConfigDict) -> VideoGPTRecipe:

@@ -1,5 +1,8 @@
 """Sampling code by code: the cache, the draws, batches, beginnings that are known, surprise."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,8 @@ from sora_jax.cli import main
 from sora_jax.data import video
 from sora_jax.errors import UserError
 from sora_jax.generate import videogpt
-from sora_jax.generate.videogpt import Sampling, VideoGPT, choose
+from sora_jax.generate.codes import Sampling, choose
+from sora_jax.generate.videogpt import VideoGPT
 from sora_jax.interop import native, wordpieces
 from sora_jax.models.text import TextEncoder
 from sora_jax.models.videogpt import Prior, surprisal
@@ -233,3 +237,13 @@ def test_from_the_command_line(folder, model, tmp_path, capsys):
   assert main.main([*words[:2], "--top-k=3", "--out", str(out)]) == 2
   assert "toy draws no codes: it cannot use --top-k" in capsys.readouterr().err
   assert not out.exists()
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(folder, tmp_path):
+  other = tmp_path / "other"
+  shutil.copytree(folder, other)
+  config = json.loads((other / "config.json").read_text())
+  config["videogpt"]["mlp_width"] += 8
+  (other / "config.json").write_text(json.dumps(config))
+  with pytest.raises(UserError, match="prior of .* does not fit the config"):
+    videogpt.load(other)
