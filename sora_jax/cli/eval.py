@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     "seed": args.seed,
     "count": "all" if count is None else count,
   }
-  report.store(folder, results, origin)
   print(report.table(results.metrics))
+  report.store(folder, results, origin)
   return {**origin, "metrics": report.clean(results.metrics)}
 
 
@@ -120,7 +120,10 @@ def _measured(args: argparse.Namespace, count: int | None, folder: Path) -> Resu
   assert count is not None  # only of videos it may be all
   match args.suite:
     case "text":
-      return suites.text(generate.load(name), count, seed, args.fvd, folder / "samples.png")
+      model = loader.load(name)
+      if not isinstance(model, suites.Model):
+        raise UserError(f"{name} makes images of classes: --suite=text needs videos of prompts.")
+      return suites.text(model, count, seed, args.fvd, folder / "samples.png")
     case "tasks":
       return tasks.suite(generate.load(name), count, seed)
     case "world":

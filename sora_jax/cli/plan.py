@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from sora_jax import config as config_lib
   from sora_jax.plan import topology
 
+  if args.steps is not None and args.steps < 1:
+    raise UserError(f"--steps is {args.steps} but must be at least 1.")
   if args.compile < 1:
     raise UserError(f"--compile is {args.compile} but must be at least 1.")
   name = args.config
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   from sora_jax.plan import estimate, search
 
-  steps = args.steps or int(config.train.steps)
+  steps = int(config.train.steps) if args.steps is None else args.steps
   if args.search:
     plans = search.search(config, name, target, args.mode, args.compile)
     for plan in plans:

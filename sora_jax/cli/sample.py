@@ -47,7 +47,7 @@ separated by semicolons.
 # What only a model of videos can use, and what it is where it is not given.
 VIDEO_ONLY: dict[str, Any] = dict(
   task="generate", image=None, video=[], mask=None, missing=None, storyboard=None, direction=None,
-  strength=None, fit="crop", paste=False, negative="", size=None, frames=None, fps=None, mesh=None,
+  strength=None, fit=None, paste=False, negative="", size=None, frames=None, fps=None, mesh=None,
   lora=[], cache=None, curve=None,
 )  # fmt: skip
 
@@ -107,7 +107,11 @@ def _add_given(parser: argparse.ArgumentParser) -> None:
     metavar="X",
     help="edit, variations, blend: how much may change, between 0 and 1 [0.6]",
   )
-  given.add_argument("--fit", default="crop", metavar="crop|pad|stretch")
+  given.add_argument(
+    "--fit",
+    metavar="crop|pad|stretch",
+    help="how inputs of other shapes are brought to a size [crop]",
+  )
   given.add_argument("--paste", action="store_true", help="put the given pixels back at the end")
 
 
@@ -245,19 +249,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   for file, weight in args.lora:
     model = model.adapted(file, weight)
   asked = dict(sampler=args.sampler, steps=args.steps, guidance=args.guidance, shift=args.shift)
-  if args.curve:
-    # Mistakes first, as measuring takes a while: two transformers need no curve to be refused.
-    model.request(
-      size=args.size, fps=args.fps, cache=args.cache if model.low else None, **asked
-    )  # fmt: skip
-    model = with_curve(model, args.curve)
-  defaults = model.request(fps=args.fps)
+  # Mistakes first, as reading and measuring take a while: two transformers need no curve to refuse.
+  cache = args.cache if model.low or not args.curve else None
+  size = None if args.task == "outpaint" else args.size  # it is to be larger, if it is wrong
+  defaults = model.request(size=size, fps=args.fps, cache=cache, **asked)
   canvas, fps = inputs.canvas(
     args.task, step=model.step, frames=defaults["frames"], size=tuple(defaults["size"]),
     fps=defaults["fps"],
   )  # fmt: skip
   if args.paste and canvas is not None and not canvas.known.any():
     raise UserError(f"The task {args.task} cannot use --paste: no pixel stays as it was given.")
+  if args.curve:
+    model = with_curve(model, args.curve)
   alone, count = canvas is None, args.frames
   if args.task == "storyboard" and count is None:  # the last prompt has the length of a clip
     count = math.ceil(told.starts[-1] * fps / TIME_STRIDE) * TIME_STRIDE + defaults["frames"]

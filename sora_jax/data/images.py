@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
 from sora_jax.errors import UserError
 from sora_jax.typing import REFERENCE_FPS, Clip, Frame, UInt8
@@ -86,6 +86,13 @@ def _delays(image: Image.Image) -> list[float]:
   return out
 
 
+def _upright(image: Image.Image) -> tuple[int, int]:
+  """Height and width as `_rgb` shows an image: cameras say in EXIF which way they were held."""
+  width, height = image.size
+  turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+  return (width, height) if turned else (height, width)
+
+
 def describe(path: Path) -> tuple[int, int, int, float, float]:
   """Frames, height, width, frames per second and duration of an image or a folder of them."""
   if path.is_dir():
@@ -93,10 +100,10 @@ def describe(path: Path) -> tuple[int, int, int, float, float]:
     if not files:
       raise UserError(f"The folder {path} holds no images.")
     with Image.open(files[0]) as image:
-      width, height = image.size
+      height, width = _upright(image)
     return len(files), height, width, REFERENCE_FPS, len(files) / REFERENCE_FPS
   with Image.open(path) as image:
-    width, height = image.size
+    height, width = _upright(image)
     delays = _delays(image)
   if len(delays) == 1:
     return 1, height, width, REFERENCE_FPS, 0.0

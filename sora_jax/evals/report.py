@@ -90,7 +90,7 @@ def open_folder(path: str | os.PathLike[str]) -> Path:
   """The output folder, made if it is not there, its parents too.
 
   Raises:
-    UserError: it is a file, or cannot be made.
+    UserError: it is a file, or cannot be made or written to.
   """
   folder = Path(path)
   if folder.is_file():
@@ -99,6 +99,8 @@ def open_folder(path: str | os.PathLike[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as e:
     raise UserError(f"{folder} cannot be made: {e.strerror}.") from e
+  if not os.access(folder, os.W_OK):
+    raise UserError(f"{folder} cannot be written to: give another folder for --out.")
   return folder
 
 

@@ -56,7 +56,7 @@ def with_curve(model: VideoModel, path: str | Path) -> VideoModel:
   Raises:
     UserError: the file holds no curve, or another transformer's, or cannot be written.
   """
-  path, kind = Path(path), repr(model.dit)
+  path, kind = Path(path), repr(model.dit.clone(dtype=None))  # in any precision
   if path.exists():
     return _with(model, _read(path, kind))
   if not path.parent.is_dir():  # before the work rather than after it

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from einops import reduce
 
+from sora_jax.data.video import MAX_BYTES
 from sora_jax.errors import UserError
 from sora_jax.typing import Bool, UInt8
 
@@ -105,8 +106,19 @@ class Plan:
 
 
 def blank(count: int, frames: int, size: tuple[int, int]) -> Canvas:
-  """Nothing is known."""
+  """Nothing is known. Raises UserError: it is too much to hold in memory."""
+  check_room(frames, size)
   return Canvas(np.zeros((count, frames, *size, 3), np.uint8), np.zeros((frames, *size), bool))
+
+
+def check_room(frames: int, size: tuple[int, int]) -> None:
+  """Raises UserError if so many frames of this height and width are too much to hold in memory."""
+  if frames * size[0] * size[1] * 3 > MAX_BYTES:
+    most = MAX_BYTES // (size[0] * size[1] * 3)
+    raise UserError(
+      f"{frames} frames of {size[0]}x{size[1]} are too many to hold in memory: ask for at most "
+      f"{most}, and extend what comes out."
+    )
 
 
 def legal(frames: int, stride: int) -> int:

@@ -36,8 +36,8 @@ class Sampling:
   guidance: float = 1.0
 
   def __post_init__(self) -> None:
-    if not self.temperature >= 0:
-      raise UserError(f"temperature is {self.temperature} but must be at least 0.")
+    if not 0 <= self.temperature < math.inf:
+      raise UserError(f"temperature is {self.temperature} but must be at least 0, and finite.")
     if self.top_k is not None and self.top_k < 1:
       raise UserError(f"top_k is {self.top_k} but must be at least 1.")
     if self.top_p is not None and not 0 < self.top_p <= 1:

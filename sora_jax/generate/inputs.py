@@ -49,7 +49,7 @@ class Inputs:
     direction, strength: of `tasks.extend` and `tasks.edit`.
     frames: how many to make. size: (height, width) of the result.
     fps: rate of the result; None keeps that of the input.
-    fit: how an input of another shape is brought to a size; a key of `images.FITS`.
+    fit: how an input of another shape is brought to a size; a key of `images.FITS` (None: crop).
   """
 
   image: str | None = None
@@ -62,7 +62,7 @@ class Inputs:
   frames: int | None = None
   size: tuple[int, int] | None = None
   fps: float | None = None
-  fit: str = "crop"
+  fit: str | None = None
 
   def check(self, task: str) -> None:
     """Raises UserError if a task lacks an input or cannot use one, before anything is read."""
@@ -75,16 +75,18 @@ class Inputs:
       "--size": self.size is not None,
       "--frames": self.frames is not None, "--direction": self.direction is not None,
       "--strength": self.strength is not None,
-      "more than two --video": len(self.videos) > 2,
+      "more than two --video": len(self.videos) > 2, "--fit": self.fit is not None,
     }  # fmt: skip
     needs, may = TASKS[task]
     for name in needs:
       if not given[name]:
         raise UserError(f"The task {task} needs {name}.")
     for name, there in given.items():
-      if there and name not in (*needs, *may, "--size"):
+      if there and name not in (*needs, *may, "--size", "--fit"):
         raise UserError(f"The task {task} cannot use {name}.")
-    if self.fit not in images.FITS:
+    if self.fit is not None and (task == "outpaint" or not (self.image or self.videos)):
+      raise UserError(f"The task {task} cannot use --fit: nothing is resized.")
+    if self._fit not in images.FITS:
       raise UserError(f"Unknown fit {self.fit!r}: choose one of {', '.join(images.FITS)}.")
     tasks.check(self.direction or "forward", STRENGTH if self.strength is None else self.strength)
     self._pairs()
@@ -112,7 +114,8 @@ class Inputs:
     if task in ("generate", "storyboard"):
       return None, self.fps or fps
     if task == "animate":
-      image, _ = self._read(str(self.image), step, size, frames=1)
+      near = self._near(str(self.image), step, size)
+      image, _ = self._read(str(self.image), near, self.fps, frames=1)
       count = frames if self.frames is None else self.frames
       return tasks.animate(image[0], count), self.fps or fps
     if task == "outpaint":
@@ -122,13 +125,12 @@ class Inputs:
         raise UserError(f"Height and width must be multiples of {step}: use {larger}.")
       info = video.probe(self.videos[0])
       tasks.check_around((info.height, info.width), self.size)
-      self._check_memory(self.videos[0], info, (info.height, info.width))
-      clip, rate = video.read(self.videos[0], fps=self.fps)
+      clip, rate = self._read(self.videos[0], (info.height, info.width), self.fps)
       return tasks.outpaint(clip, self.size), rate
-    clip, rate = self._read(self.videos[0], step, size)
+    clip, rate = self._read(self.videos[0], self._near(self.videos[0], step, size), self.fps)
     strength = STRENGTH if self.strength is None else self.strength
     if task in ("connect", "blend"):
-      second, _ = video.read(self.videos[1], size=clip.shape[1:3], fps=rate, fit=self.fit)
+      second, _ = self._read(self.videos[1], clip.shape[1:3], rate)
       if task == "blend":
         return tasks.blend(clip, second, strength), rate
       return tasks.connect(clip, second, count), rate
@@ -167,10 +169,12 @@ class Inputs:
       pairs.append((int(match[1]), int(match[2] or match[1])))
     return pairs
 
-  def _read(
-    self, path: str, step: int, size: tuple[int, int], frames: int | None = None
-  ) -> tuple[Fitted, float]:
-    """A clip and its rate, decoded at the wanted size: by default near its own, if not too large.
+  @property
+  def _fit(self) -> str:
+    return self.fit or "crop"
+
+  def _near(self, path: str, step: int, size: tuple[int, int]) -> tuple[int, int]:
+    """The wanted size for a clip: by default near its own, if that is not too large.
 
     So a long film in 4K takes the memory of a small one.
     """
@@ -179,23 +183,31 @@ class Inputs:
     area, usual = own[0] * own[1], size[0] * size[1]
     scale = (usual / area) ** 0.5 if area > LARGEST * usual else 1.0
     near = (max(1, round(own[0] * scale / step)), max(1, round(own[1] * scale / step)))
-    height, width = self.size or (near[0] * step, near[1] * step)
-    if (height, width) != own:
-      print(f"resized {own[0]}x{own[1]} to {height}x{width} ({self.fit})", file=sys.stderr)
+    return self.size or (near[0] * step, near[1] * step)
+
+  def _read(
+    self, path: str, size: tuple[int, int], fps: float | None, frames: int | None = None
+  ) -> tuple[Fitted, float]:
+    """A clip and its rate, decoded at a size and, unless that is None, at a rate.
+
+    Raises:
+      UserError: so long a clip cannot be held; found before anything is decoded.
+    """
+    info = video.probe(path)
+    if size != (info.height, info.width):
+      changed = f"{info.height}x{info.width} to {size[0]}x{size[1]}"
+      print(f"{path} is resized from {changed} ({self._fit})", file=sys.stderr)
     if info.audio:
       print(f"the sound of {path} is left out", file=sys.stderr)
-    if frames is None:
-      self._check_memory(path, info, (height, width))
-    return video.read(path, frames=frames, size=(height, width), fps=self.fps, fit=self.fit)
-
-  def _check_memory(self, path: str, info: video.Info, size: tuple[int, int]) -> None:
-    """Raises UserError, before anything is decoded, if so long a clip cannot be held."""
-    rate = info.fps if self.fps is None else self.fps
-    if info.duration * rate * size[0] * size[1] * 3 > video.MAX_BYTES:
+    rate = fps or info.fps
+    if info.duration and abs(rate - info.fps) > 0.01 * rate:
+      print(f"{path} is resampled from {info.fps:g} to {rate:g} frames a second", file=sys.stderr)
+    if frames is None and info.duration * rate * size[0] * size[1] * 3 > video.MAX_BYTES:
       raise UserError(
         f"{path} is {info.duration:.0f} s long, too much to hold in memory at "
         f"{size[0]}x{size[1]}: cut it, or give a smaller --size or --fps."
       )
+    return video.read(path, frames=frames, size=size, fps=fps, fit=self._fit)
 
   def _mask(self, clip: Clip) -> Bool[np.ndarray, "_ _"]:
     """The mask of the video, brought to the size that its clip was brought to."""
@@ -208,5 +220,10 @@ class Inputs:
         f"The mask is {mask.shape[1]}x{mask.shape[2]} but the video is "
         f"{info.height}x{info.width}: give one of its size."
       )
+    if (mask > 127).all():
+      raise UserError(
+        f"The mask {self.mask} is white everywhere, as transparent parts of it are: paint black "
+        "what is to stay."
+      )
     height, width = clip.shape[1:3]
-    return images.resize(mask, height, width, self.fit)[0].mean(-1) > 127
+    return images.resize(mask, height, width, self._fit)[0].mean(-1) > 127

@@ -176,9 +176,9 @@ class VideoModel:
     """Refuses prompts that no latent frame would read."""
     seconds = np.arange(0, frames, self.vae.time_stride) / fps
     for story in stories:
-      read = story.at(seconds)
-      for start, prompt in zip(story.starts, story.prompts, strict=True):
-        if prompt not in read:
+      read = set(story.scenes(seconds))
+      for scene, start in enumerate(story.starts):
+        if scene not in read:
           raise UserError(
             f"The prompt that begins at {start:g} s would not be followed: the video has {frames} "
             f"frames, {frames / fps:g} s. Make it longer, or let the prompt before it end earlier; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Story:
   def __post_init__(self) -> None:
     if not self.prompts or len(self.prompts) != len(self.starts):
       raise UserError("A storyboard has one start for each of its prompts, and at least one.")
-    if self.starts[0] != 0 or not all(np.diff(self.starts) > 0):
+    if self.starts[0] != 0 or not all(np.diff(self.starts) > 0) or self.starts[-1] == math.inf:
       raise UserError("The starts of a storyboard begin with 0 and rise, in seconds.")
 
   @classmethod
@@ -55,7 +56,11 @@ class Story:
       raise UserError(f"A prompt of {path} is empty: describe what is to be seen.")
     return cls(tuple(prompt for _, prompt in scenes), tuple(start for start, _ in scenes))
 
+  def scenes(self, seconds: Sequence[float] | np.ndarray) -> list[int]:
+    """Which of the prompts is followed at each of these times."""
+    index = np.searchsorted(np.asarray(self.starts), np.asarray(seconds), side="right") - 1
+    return [max(0, int(i)) for i in index]
+
   def at(self, seconds: Sequence[float] | np.ndarray) -> list[str]:
     """The prompt followed at each of these times."""
-    index = np.searchsorted(np.asarray(self.starts), np.asarray(seconds), side="right") - 1
-    return [self.prompts[max(0, i)] for i in index]
+    return [self.prompts[scene] for scene in self.scenes(seconds)]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sora_jax.errors import UserError
-from sora_jax.generate.canvas import Canvas, blank
+from sora_jax.generate.canvas import Canvas, blank, check_room
 from sora_jax.typing import Bool, Clip, Frame, UInt8
 
 DIRECTIONS = ("forward", "backward", "both")
@@ -128,6 +128,7 @@ def _one_size(first: Clip, second: np.ndarray) -> None:
 
 def _placed(places: Sequence[tuple[Any, np.ndarray]], shape: tuple[int, int, int]) -> Canvas:
   """Clips in their places (indices) on a canvas of this many frames, rows and columns."""
+  check_room(shape[0], shape[1:])
   canvas, known = np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool)
   for here, video in places:
     canvas[here], known[here] = video, True

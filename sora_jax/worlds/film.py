@@ -44,8 +44,10 @@ def supersampling(height: int, width: int) -> int:
 
 def check_size(frames: int, height: int, width: int, fps: float) -> None:
   """Raises UserError unless a clip of this form can be rendered."""
-  if frames < 1 or fps <= 0:
-    raise UserError(f"a clip needs at least 1 frame and a positive rate, not {frames} at {fps}.")
+  if frames < 1 or not 0 < fps <= 1000:
+    raise UserError(
+      f"a clip needs at least 1 frame and a rate above 0, at most 1000: not {frames} at {fps}."
+    )
   if not (16 <= height <= 1024 and 16 <= width <= 1024):
     raise UserError(f"cannot render {height}x{width}: height and width must be 16 to 1024 pixels.")
 

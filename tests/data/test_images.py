@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sora_jax.data import images
 from sora_jax.errors import UserError
@@ -61,3 +61,13 @@ def test_listing_counts_like_people(rng, tmp_path):
     frame.save(tmp_path / name)
   (tmp_path / "notes.txt").write_text("no image")
   assert [p.name for p in images.listing(tmp_path)] == ["a2.jpg", "f1.PNG", "f9.png", "f10.png"]
+
+
+def test_a_photo_is_as_upright_as_its_description(tmp_path):
+  path = tmp_path / "phone.jpg"
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6  # held upright, stored on its side
+  Image.new("RGB", (40, 30)).save(path, exif=exif)
+  assert images.describe(path)[1:3] == (40, 30)
+  assert next(images.frames(path, 1.0))[1].shape == (40, 30, 3)
+  assert images.describe(tmp_path)[1:3] == (40, 30)

@@ -33,6 +33,7 @@ def test_a_file_is_read(tmp_path):
     ('[{"start": 1, "prompt": "a"}]', "begin with 0"),
     ('[{"start": 0, "prompt": "a"}, {"start": 0, "prompt": "b"}]', "rise"),
     ('[{"start": 0, "prompt": "a"}, {"start": NaN, "prompt": "b"}]', "rise"),
+    ('[{"start": 0, "prompt": "a"}, {"start": Infinity, "prompt": "b"}]', "rise"),
   ],
 )
 def test_what_is_no_story_is_refused(tmp_path, text, message):

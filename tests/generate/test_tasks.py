@@ -1,10 +1,12 @@
 """What is known stays and has seen nothing unknown; the command line does what the API does."""
 
 import dataclasses
+import json
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from tqdm import tqdm
 
 from sora_jax.cli import main
@@ -251,7 +253,7 @@ def test_a_large_film_is_decoded_small_and_its_sound_left_out(tmp_path, capsys, 
   canvas, fps = inputs.canvas("extend", step=16, frames=17, size=(64, 64), fps=8.0)
   said = capsys.readouterr().err
   assert canvas.video.shape == (1, 13, 48, 96, 3) and fps == 8
-  assert "resized 256x512 to 48x96 (crop)" in said and "sound of" in said
+  assert "resized from 256x512 to 48x96 (crop)" in said and "sound of" in said
   assert max(held) < 2 * 48 * 96 * 3
 
 
@@ -268,6 +270,7 @@ def test_a_large_film_is_decoded_small_and_its_sound_left_out(tmp_path, capsys, 
     ("--task storyboard", "needs --storyboard"),
     ("--task storyboard --storyboard {a}", "is no storyboard: write it as"),
     ("--task storyboard --storyboard {story} --frames 9", "begins at 9 s would not be followed"),
+    ("--task storyboard --storyboard {again} --frames 9", "begins at 9 s would not be followed"),
     ("red --task storyboard --storyboard {story}", "leave PROMPT out"),
     ("--task blend --video {a}", "needs two --video"),
     ("--task connect --video a.gif", "needs two --video"),
@@ -285,19 +288,41 @@ def test_a_large_film_is_decoded_small_and_its_sound_left_out(tmp_path, capsys, 
     ("--task fill --video {a} --missing 3-x", "'3-x' in --missing is no frame"),
     ("--task fill --video {a} --missing 7-12", "7-12 are not in 0-8"),
     ("--task inpaint --video {a} --mask {small}", "mask is 16x16 but the video is 32x32"),
+    ("--task inpaint --video {a} --mask {white}", "white everywhere"),
+    ("--task outpaint --video {a} --size 48x48 --fit pad", "cannot use --fit"),
+    ("red --task generate --fit pad", "cannot use --fit"),
+    ("red --frames 1000000001", "too many to hold in memory: ask for at most"),
+    ("--task extend --video {a} --frames 1000000000", "too many to hold in memory"),
+    ("--task extend --video {a} --guidance 0.5", "at least 1"),
     ("--task edit --video {a}", "prompt is empty"),
     ("--task extend --video nowhere.mp4", "nowhere.mp4"),
   ],
 )
 def test_what_cannot_be_done_is_one_sentence(call, clip, tmp_path, capsys, line, message):
-  a, small = tmp_path / "a.gif", tmp_path / "small.png"
+  names = ("a.gif", "small.png", "white.png", "story.json", "again.json")
+  a, small, white, story, again = (tmp_path / name for name in names)
   files.write(a, clip)
   files.write(small, clip[:1, :16, :16])
-  story = tmp_path / "story.json"
+  Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(white)
   story.write_text('[{"start": 0, "prompt": "red"}, {"start": 9, "prompt": "a ball"}]')
-  assert call(*line.format(a=a, small=small, story=story).split()) == 2
+  scenes = [{"start": start, "prompt": text} for start, text in ((0, "a"), (0.5, "b"), (9, "a"))]
+  again.write_text(json.dumps(scenes))
+  line = line.format(a=a, small=small, white=white, story=story, again=again)
+  assert call(*line.split()) == 2
   said = capsys.readouterr().err
   assert message in said and said.count("\n") <= 2
+
+
+def test_what_is_done_to_the_second_video_is_said(tmp_path, rng, capsys):
+  first, second = tmp_path / "a.gif", tmp_path / "b.gif"
+  files.write(first, rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8), fps=10)
+  files.write(second, rng.integers(0, 256, (8, 48, 64, 3), dtype=np.uint8), fps=20)
+  inputs = Inputs(videos=[str(first), str(second)], frames=4)
+  inputs.canvas("connect", step=16, frames=17, size=(32, 32), fps=8.0)
+  said = capsys.readouterr().err
+  assert f"{second} is resized from 48x64 to 32x32 (crop)" in said
+  assert f"{second} is resampled from 20 to 10 frames a second" in said
+  assert str(first) not in said
 
 
 @pytest.mark.parametrize(
