@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from ml_collections import ConfigDict
 
-from sora_jax.errors import UserError
+from sora_jax.errors import UNREADABLE, UserError
 
 T = TypeVar("T")
 Section: TypeAlias = Mapping[str, Any] | ConfigDict  # a ConfigDict is no Mapping to isinstance
@@ -146,7 +146,7 @@ def _child(section: ConfigDict, key: str, parents: Sequence[str]) -> Any:
 def _parse(key: str, text: str, old: Any) -> Any:
   try:
     return _convert(text, old)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError, *UNREADABLE):
     kind = type(old).__name__
     raise UserError(f"config.{key} is of type {kind}, and {text!r} is not; now {old!r}.") from None
 
@@ -163,6 +163,8 @@ def _convert(text: str, old: Any) -> Any:
     return float(text)
   if isinstance(old, tuple | list):
     values = ast.literal_eval(text if text[:1] in "([" else f"({text},)")
+    if not isinstance(values, tuple | list):  # (2) is a number
+      values = (values,)
     return type(old)(_element(v, old) for v in values)
   if old is None:
     try:

@@ -14,6 +14,7 @@ def commit() -> str | None:
     git = lambda *args: subprocess.run(  # noqa: E731
       ["git", "-C", str(here), *args], capture_output=True, text=True, check=True, timeout=10
     ).stdout.strip()
+    git("ls-files", "--error-unmatch", Path(__file__).name)  # installed into another checkout
     return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
   except (OSError, subprocess.SubprocessError):
     try:

@@ -53,6 +53,8 @@ def test_load_with_argument_and_overrides(path):
     ("optim.lr=fast", "of type float"),
     ("model.widths=a,b", "of type tuple"),
     ("model.widths=1.5,2", "of type tuple"),
+    ('model.widths=("a")', "of type tuple"),
+    ("seed=1e400", "of type int"),
   ],
 )
 def test_override_mistakes(path, override, message):

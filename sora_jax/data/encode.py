@@ -185,7 +185,7 @@ def encode(
     pieces = np.stack([clip[s : s + length] for clip, s in zip(video, starts, strict=True)])
     stretches = _encode(vae, params, pieces)
     mask, masked = None, None
-    if number % MASK_EVERY == 0 and not loop:
+    if number % MASK_EVERY == 0 and not loop and min(latents.shape[2:4]) >= 4:
       mask = known_region(rng, latents.shape[1:4])
       masked = _encode(vae, params, np.where(_pixels(mask, video.shape[1:4]), video, 0.0))
     captions = [[str(c) for c in captions] for captions in batch["captions"]]
@@ -220,6 +220,7 @@ def known_region(
   """A random rectangle of latents, known in half of the cases and the only unknown in the others.
 
   Its sides are even numbers of latents, so that patches of two are known or unknown as a whole.
+  The grid has four rows and columns or more, or there would be no rectangle within it.
   """
   lt, lh, lw = shape
   inside = np.zeros((lh, lw), bool)

@@ -91,6 +91,13 @@ class _Load:
     out = {k: sample[k] for k in (*KEYS, *self.keep)}
     return {**out, "video": video, "fps": np.float32(sample["fps"])}
 
+  def _check(self, sample: Sample) -> None:
+    """Raises UserError unless the sample has what a batch needs."""
+    if lacking := {*KEYS, *self.keep} - {"captions"} - sample.keys():
+      raise UserError(f"{sample.get('id', self.source)} holds no {min(lacking)!r}.")
+    if not len(sample["video"]):
+      raise UserError(f"{sample['id']} has no frames.")
+
   def _read(self, index: int, rng: np.random.Generator) -> Sample:
     if self.frames is not None and hasattr(self.source, "clip"):
       size = self.size if self.fit == "crop" else None
@@ -98,6 +105,7 @@ class _Load:
         index, rng, frames=self.frames, fps=self.fps, size=size, short=self.short
       )
     sample = self.source[index]
+    self._check(sample)
     if self.frames is None:
       return sample
     video = take(sample["video"], sample["fps"], self.frames, self.fps, rng, self.short)

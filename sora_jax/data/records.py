@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +94,43 @@ def _write_shards(folder: Path, samples: Iterator[dict[str, Any]], shard_size: i
     for sample in samples:
       if writer is None or sizes[-1] == shard_size:
         if writer is not None:
-          writer.close()
+          _written(writer.close)
         writer = array_record_module.ArrayRecordWriter(
           str(folder / _shard_name(len(sizes))), WRITER_OPTIONS
         )
         sizes.append(0)
-      writer.write(encode(sample))
+      _written(writer.write, encode(sample))
       sizes[-1] += 1
   finally:
     if writer is not None:
-      writer.close()
+      _written(writer.close)
   return sizes
+
+
+def _written(act: Callable[..., Any], *args: Any) -> None:
+  """Calls a method of a writer, whose failures are RuntimeErrors; those of samples are others."""
+  try:
+    act(*args)
+  except RuntimeError as e:
+    raise OSError(errno.EIO, str(e).split(";")[0]) from e
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+  """Removes what writers that were killed on this machine left behind."""
+  for left in folder.glob(f"{prefix}*.tmp"):
+    process = left.name.removeprefix(prefix).removesuffix(".tmp")
+    if process.isdecimal() and not _alive(int(process)):
+      shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return False
+  except OSError:  # somebody else's
+    return True
+  return True
 
 
 def write_records(
@@ -138,8 +164,9 @@ def write_records(
   except OSError as e:
     raise UserError(f"{path} cannot be made: {e.strerror}.") from e
   # Hosts that share a disk may have processes of the same number.
-  own = f".{path.absolute().name}.{platform.node()}.{os.getpid()}.tmp"
-  temporary = path.absolute().parent / own
+  prefix = f".{path.absolute().name}.{platform.node()}."
+  _sweep(path.absolute().parent, prefix)
+  temporary = path.absolute().parent / f"{prefix}{os.getpid()}.tmp"
   shutil.rmtree(temporary, ignore_errors=True)
   try:
     temporary.mkdir()
@@ -155,9 +182,9 @@ def write_records(
       path.rmdir()
     os.replace(temporary, path)
     return content
-  except (OSError, RuntimeError) as e:
+  except OSError as e:
     full = shutil.disk_usage(path.absolute().parent).free < 1 << 20
-    reason = "the disk is full" if full else str(e).split(";")[0]
+    reason = "the disk is full" if full else e.strerror or e
     raise UserError(f"Writing {path} failed: {reason}.") from e
   finally:
     shutil.rmtree(temporary, ignore_errors=True)

@@ -59,8 +59,8 @@ def open_sources(sections: Mapping[str, Any] | ConfigDict) -> list[tuple[Source,
 def identity(opened: Sequence[tuple[Source, float]]) -> Iterator[bytes]:
   """What open sources hold beside what their settings say, for a hash; nothing is decoded.
 
-  Sources of files have a method `identity` that lists paths, of which size and time of the last
-  change are taken, and texts. Others make their clips of their settings alone.
+  Sources may have a method `identity` that lists paths, of which size and time of the last change
+  are taken, and texts. Others make their clips of their settings alone.
   """
   for source, _ in opened:
     inner = source.source if isinstance(source, Distracted) else source

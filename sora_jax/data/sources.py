@@ -24,7 +24,7 @@ import numpy as np
 from sora_jax.data import images, video
 from sora_jax.data.photos import PhotoSource
 from sora_jax.data.records import RecordSource, write_records
-from sora_jax.errors import UserError
+from sora_jax.errors import UNREADABLE, UserError
 from sora_jax.typing import REFERENCE_FPS, Clip
 
 __all__ = [
@@ -167,6 +167,13 @@ def _caption(path: Path) -> str:
   return text
 
 
+def _is_file(path: Path) -> bool:
+  try:
+    return path.is_file()
+  except (OSError, ValueError):  # a name that no file can have
+    return False
+
+
 def _table(path: Path) -> list[Any]:
   """The rows of a CSV with a header line, or of a JSONL file."""
   try:
@@ -176,7 +183,7 @@ def _table(path: Path) -> list[Any]:
       return [json.loads(line) for line in file if line.strip()]
   except FileNotFoundError:
     raise UserError(f"The manifest {path} does not exist.") from None
-  except (OSError, ValueError, csv.Error) as e:
+  except (OSError, ValueError, csv.Error, *UNREADABLE) as e:
     raise UserError(f"The manifest {path} is not a UTF-8 CSV or JSONL file: {e}.") from None
 
 
@@ -192,6 +199,8 @@ class ManifestSource(_FileSource):
   """
 
   def __init__(self, path: str | os.PathLike[str], captions: bool = True):
+    if not os.fspath(path):
+      raise UserError("A manifest needs a path: set config.data.sources.manifest.path.")
     path = Path(path)
     if path.suffix.lower() not in (".csv", ".jsonl"):
       raise UserError(f"The manifest {path} must be a .csv or .jsonl file.")
@@ -199,7 +208,7 @@ class ManifestSource(_FileSource):
     missing: list[Row] = []
     for number, entry in enumerate(_table(path), start=1):
       row = self._row(path, number, entry, captions)
-      (rows if row.path.is_file() else missing).append(row)
+      (rows if _is_file(row.path) else missing).append(row)
     if missing and rows:
       print(
         f"warning: {len(missing)} of {len(rows) + len(missing)} files listed in {path} do not "
@@ -284,7 +293,10 @@ class TFDSSource:
     return len(self._source)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    example = self._source[index]
+    try:
+      example = self._source[index]
+    except Exception as e:  # decoders of other projects raise many types
+      raise UserError(f"Example {index} of {self.name} cannot be read ({e}).") from e
     caption = self._caption(example) if callable(self._caption) else ""
     if isinstance(self._caption, str) and self._caption:
       caption = _text(example[self._caption])

@@ -7,8 +7,7 @@ Videos stay uint8 until they are on the device (a quarter of the bytes): see `to
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ from sora_jax.data.images import resize
 from sora_jax.typing import Clip, UInt8
 
 Sample = dict[str, Any]
-RandomTransform = Callable[[Sample, np.random.Generator], Sample]
 RandomFilter = Callable[[Sample, np.random.Generator], Sample | None]  # None drops the sample
 
 KEYS = ("video", "caption", "fps", "id")
@@ -90,47 +88,3 @@ class RandomCrop:
     window = video[:, top : top + self.height, left : left + self.width]
     # A copy: a view would keep the whole frames in memory, in each clip that is read ahead.
     return {**sample, "video": np.ascontiguousarray(window)}
-
-
-def mirror_words(caption: str) -> str:
-  """Swaps the words left and right (and their compounds) in a caption, keeping the case."""
-  pairs = {"left": "right", "right": "left", "clockwise": "counterclockwise",
-           "counterclockwise": "clockwise", "leftmost": "rightmost", "rightmost": "leftmost",
-           "leftward": "rightward", "rightward": "leftward",
-           "leftwards": "rightwards", "rightwards": "leftwards"}  # fmt: skip
-
-  def swap(match: re.Match[str]) -> str:
-    word = match.group()
-    other = pairs[word.lower()]
-    return other.upper() if word.isupper() else other.title() if word[0].isupper() else other
-
-  return re.sub(rf"\b({'|'.join(pairs)})\b", swap, caption, flags=re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class RandomFlip:
-  """Mirrors the frames left to right with a probability, and all captions with them."""
-
-  mirror: Callable[[str], str] = mirror_words
-  probability: float = 0.5
-
-  def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-    if rng.random() >= self.probability:
-      return sample
-    flipped = {**sample, "video": sample["video"][:, :, ::-1]}
-    flipped["caption"] = self.mirror(sample["caption"])
-    if "captions" in sample:
-      flipped["captions"] = [self.mirror(c) for c in sample["captions"]]
-    return flipped
-
-
-@dataclass(frozen=True)
-class Chain:
-  """Applies random transforms one after the other."""
-
-  steps: Sequence[RandomTransform]
-
-  def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-    for step in self.steps:
-      sample = step(sample, rng)
-    return sample

@@ -1,4 +1,4 @@
-"""Video files in and out; the only place that imports PyAV.
+"""Video files in; `video_out.py` writes them, and no other file imports PyAV.
 
 `read` takes anything with pictures in it: a video in any container FFmpeg knows, an animated or
 still image, or a folder of frames. Frames are placed by their timestamps, never by counting, so
@@ -7,39 +7,37 @@ variable frame rates play at the right speed.
 
 from __future__ import annotations
 
-import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
-from PIL import Image
+from av.video.reformatter import Colorspace, Interpolation
 
 from sora_jax.data import images
 from sora_jax.data.images import contact_sheet, resize
 from sora_jax.data.timing import resample
+from sora_jax.data.video_out import WRITE_SUFFIXES, check_output, write
 from sora_jax.errors import UserError
-from sora_jax.typing import REFERENCE_FPS, Clip, UInt8
+from sora_jax.typing import Clip
 
 __all__ = [
-  "VIDEO_SUFFIXES", "WRITE_SUFFIXES", "Info", "contact_sheet", "probe", "read", "resize", "write",
+  "VIDEO_SUFFIXES", "WRITE_SUFFIXES", "Info", "check_output", "contact_sheet", "probe", "read",
+  "resize", "write",
 ]  # fmt: skip
 
 VIDEO_SUFFIXES = frozenset(
   ".mp4 .m4v .mov .webm .mkv .avi .mpg .mpeg .ogv .wmv .flv .ts .3gp .gif".split()
 )
-WRITE_SUFFIXES = (".mp4", ".gif", ".png")
 MAX_BYTES = 1 << 33  # a clip is held in memory, twice for a moment: refuse what would fill it
 # Containers in which seeking lands on the key frame before the wanted time. Others are read from
 # the beginning.
 _INDEXED = frozenset(("mov", "mp4", "matroska", "webm", "avi"))
-_BT709 = 1  # the code point of ITU-T H.273 for primaries, transfer and matrix
 
 
 @dataclass(frozen=True)
@@ -105,6 +103,21 @@ def _size(stream: Any, rotation: int) -> tuple[int, int]:
   return (width, height) if rotation % 180 else (height, width)
 
 
+def _duration(container: Any, stream: Any) -> float:
+  """Seconds of the pictures, which sound may outlast; 0 if the file does not say."""
+  if stream.duration:
+    return float(stream.duration * stream.time_base)
+  if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+    hours, minutes, seconds = map(float, match.groups())
+    return 3600 * hours + 60 * minutes + seconds
+  if not container.streams.audio:
+    return (container.duration or 0) / av.time_base
+  timed = [p for p in container.demux(stream) if p.pts is not None]
+  container.seek(0)
+  ends = [float((p.pts + (p.duration or 0)) * stream.time_base) for p in timed]
+  return max(ends, default=0.0) - float((stream.start_time or 0) * stream.time_base)
+
+
 def probe(path: str | os.PathLike[str]) -> Info:
   """Describes a file without decoding it all. Raises UserError if it is not a video or image."""
   path = _check(path)
@@ -114,9 +127,7 @@ def probe(path: str | os.PathLike[str]) -> Info:
   with _decoding(path), av.open(str(path)) as container:
     stream = _video_stream(container, path)
     rate = _rate(stream)
-    duration = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    if not duration and container.duration:
-      duration = container.duration / av.time_base
+    duration = _duration(container, stream)
     frames = stream.frames or round(duration * rate)
     if not frames:
       frames = sum(packet.size > 0 for packet in container.demux(stream))
@@ -164,6 +175,25 @@ def _decode_all(container: Any, stream: Any, path: Path) -> Iterator[tuple[float
     raise UserError(f"{path} is cut off: {count} of {stream.frames} frames can be decoded.")
 
 
+def _held(frames: Iterable[tuple[float, Any]], stream: Any) -> Iterator[tuple[float, Any]]:
+  """Shows the last frame once more at its end, if that says that it stays longer than others."""
+  time, frame = 0.0, None
+  for time, frame in frames:
+    yield time, frame
+  if frame is not None:
+    longer = float((frame.duration or 0) * stream.time_base) - 1 / _rate(stream)
+    if longer > 0:
+      yield time + longer, frame
+
+
+def _mirrored(frame: Any) -> bool:
+  """Whether a display matrix mirrors the frame, before what `rotation` says."""
+  if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
+    return False
+  a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(float)
+  return bool(a * d < b * c)
+
+
 def _matrix(frame: Any) -> Colorspace:
   """The YUV matrix a frame uses; players guess it from the height where the file is silent."""
   stated = {c.value: c for c in Colorspace}.get(int(frame.colorspace))
@@ -185,7 +215,10 @@ def _pixels(frame: Any, stream: Any, size: tuple[int, int] | None, fit: str) -> 
     width=width, height=height, format="gbrp", src_colorspace=_matrix(frame),
     interpolation=Interpolation.AREA | Interpolation.ACCURATE_RND, threads=1,
   ).to_ndarray()  # fmt: skip
-  return np.rot90(rgb, round(frame.rotation / 90) % 4)
+  turns = round(frame.rotation / 90)
+  if _mirrored(frame):  # what mirrors left and right and turns, FFmpeg says to turn by 180 more
+    rgb, turns = rgb[:, ::-1], turns + 2
+  return np.rot90(rgb, turns % 4)
 
 
 def _collect(
@@ -264,137 +297,5 @@ def read(
     native = _rate(stream)
     rate = fps or native
     decoded = _decode(container, stream, start, path)
-    picked = resample(decoded, start, rate, frames, native)
+    picked = resample(_held(decoded, stream), start, rate, frames, native)
     return _collect(path, picked, lambda f: _pixels(f, stream, size, fit), size, fit), rate
-
-
-def _even(video: Clip) -> UInt8[np.ndarray, "t _ _ 3"]:
-  """Repeats the last row or column of odd sizes, which 4:2:0 chroma cannot store."""
-  h, w = video.shape[1:3]
-  return np.pad(video, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
-
-
-def _write_mp4(path: Path, pieces: Iterable[Clip], rate: Fraction, crf: int) -> None:
-  with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-    stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
-    stream.pix_fmt = "yuv420p"
-    context = stream.codec_context
-    context.colorspace = context.color_primaries = context.color_trc = _BT709
-    context.color_range = ColorRange.MPEG
-    for pixels in itertools.chain.from_iterable(map(_even, pieces)):
-      if not context.is_open:
-        stream.height, stream.width = pixels.shape[:2]
-      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24").reformat(
-        format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG,
-        interpolation=Interpolation.AREA | Interpolation.ACCURATE_RND, threads=1,
-      )  # fmt: skip
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode())
-
-
-def _with_palette(video: Clip, rate: Fraction) -> Iterator[Any]:
-  """Quantizes a clip to one palette made for it, dithered without flicker."""
-  graph = av.filter.Graph()
-  height, width = video.shape[1:3]
-  source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"),
-                            time_base=1 / rate)  # fmt: skip
-  split = graph.add("split")
-  palette = graph.add("palettegen", "stats_mode=full:reserve_transparent=0")
-  use = graph.add("paletteuse", "dither=bayer:bayer_scale=4")
-  sink = graph.add("buffersink")
-  source.link_to(split)
-  split.link_to(use, 0, 0)
-  split.link_to(palette, 1, 0)
-  palette.link_to(use, 0, 1)
-  use.link_to(sink)
-  graph.configure()
-  for n, pixels in enumerate(video):
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
-    frame.pts, frame.time_base = n, 1 / rate
-    source.push(frame)
-  source.push(None)
-  for _ in video:
-    yield sink.pull()
-
-
-def _write_gif(path: Path, video: Clip, rate: Fraction) -> None:
-  with av.open(str(path), "w", format="gif", options={"loop": "0"}) as container:
-    stream = container.add_stream("gif", rate=rate)
-    stream.height, stream.width = video.shape[1:3]
-    stream.pix_fmt = "pal8"
-    for frame in _with_palette(video, rate):
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode())
-
-
-def _checked(path: Path, pieces: Iterable[Clip]) -> Iterator[Clip]:
-  """Pieces of one video as they come, refused if they are not that or there is nothing in them."""
-  first = None
-  for piece in pieces:
-    if piece.ndim != 4 or piece.shape[-1] != 3 or piece.dtype != np.uint8 or not piece.size:
-      raise UserError(f"Cannot write {path}: need uint8 frames, height, width, 3.")
-    first = first or piece.shape[1:]
-    if piece.shape[1:] != first:
-      raise UserError(f"Cannot write {path}: its frames have different sizes.")
-    yield piece
-  if first is None:
-    raise UserError(f"Cannot write {path}: need uint8 frames, height, width, 3.")
-
-
-def write(
-  path: str | os.PathLike[str],
-  video: Clip | Iterable[Clip],
-  fps: float = REFERENCE_FPS,
-  *,
-  crf: int = 18,
-) -> None:
-  """Writes a video as .mp4 (H.264), .gif (loops for ever) or .png; whole or not at all.
-
-  A PNG of one frame is that frame; of more, up to eight evenly spaced frames side by side.
-  Odd sizes gain one row or column in an .mp4, which stores even sizes only.
-
-  Args:
-    path: its suffix chooses the format; its folder must exist.
-    video: uint8 t h w 3; or pieces of it, of which an .mp4 needs only one in memory at a time.
-    fps: frames per second.
-    crf: H.264 quality, 0 (lossless in YUV) to 51; 18 looks transparent.
-
-  Raises:
-    UserError: an unknown suffix, a missing folder, no frames, or the file cannot be written.
-  """
-  path = Path(path)
-  suffix = path.suffix.lower()
-  check_output(path)
-  pieces = _checked(path, [video] if isinstance(video, np.ndarray) else video)
-  if not 0 < fps <= 1000:
-    raise UserError(f"Cannot write {path} at {fps} fps: give a rate between 0 and 1000.")
-  rate = Fraction(fps).limit_denominator(1001)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    if suffix == ".mp4":
-      _write_mp4(temporary, pieces, rate, crf)
-    elif suffix == ".gif":
-      _write_gif(temporary, np.concatenate(list(pieces)), rate)
-    else:
-      whole = np.concatenate(list(pieces))
-      Image.fromarray(images.strip(whole) if len(whole) > 1 else whole[0]).save(temporary, "png")
-    os.replace(temporary, path)
-  except (OSError, av.FFmpegError) as e:
-    raise UserError(f"{path} cannot be written: {e.strerror or e}.") from e
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def check_output(path: str | os.PathLike[str]) -> None:
-  """Raises UserError if `write` could not write there: a suffix or folder it does not know."""
-  path = Path(path)
-  if path.suffix.lower() not in WRITE_SUFFIXES:
-    raise UserError(
-      f"Unknown file extension {path.suffix!r} of {path}: use one of {', '.join(WRITE_SUFFIXES)}."
-    )
-  if not path.absolute().parent.is_dir():
-    raise UserError(f"The folder {path.absolute().parent} does not exist: create it first.")
-  if not os.access(path.absolute().parent, os.W_OK):
-    raise UserError(f"The folder {path.absolute().parent} cannot be written to: choose another.")
-  if path.is_dir():
-    raise UserError(f"{path} is a folder: give the name of a file.")

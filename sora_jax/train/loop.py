@@ -180,7 +180,7 @@ class _Run:
     self.report.discard()
     self.report.event(self.step, "rolled back", to=restored[0])
     self.step, self.state, _ = restored
-    self.rolled_back = True
+    self.saved, self.rolled_back = self.step, True
 
   def save(self, final: bool = False) -> None:
     """Saves state and data position, unless the last batch was bad.

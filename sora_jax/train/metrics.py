@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -181,10 +182,15 @@ class Metrics:
 
   def _write(self, line: dict[str, Any]) -> None:
     try:
-      self._file.write(json.dumps(line) + "\n")
+      self._file.write(json.dumps({name: _plain(x) for name, x in line.items()}) + "\n")
       self._file.flush()
     except OSError as e:
       raise UserError(f"{self._path} cannot be written ({e.strerror}); free some space.") from e
+
+
+def _plain(value: Any) -> Any:
+  """JSON has no NaN, which the loss of a skipped step may be."""
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def truncate(path: Path, step: int) -> None:

@@ -42,8 +42,9 @@ class OptimConfig:
     warmup: updates of linear warm-up from 0.
     schedule: after the warm-up "constant", "cosine" or "linear" decay, to `final * lr` at the end.
     clip: global gradient norm above which gradients are scaled down; 0 = never.
-    decay: weight decay, multiplied by the learning rate; kernels only, see `decay_exclude`.
-    decay_exclude: regex of paths without weight decay. Vectors never have it.
+    decay: weight decay, multiplied by the learning rate. By "adamw" of kernels, see
+      `decay_exclude`; by "muon" of all the matrices that it updates itself, and of nothing else.
+    decay_exclude: regex of paths without weight decay by "adamw". Vectors never have it.
     ema_decay: decay of the averaged weights, with warm-up; 0 = the average is the weights.
     lr_multipliers: pairs (regex, factor); the first that matches a path scales its updates.
     muon_exclude: regex of matrices that AdamW updates all the same.

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -117,9 +118,11 @@ def _render(folder: Path, count: int, seed: int, workers: int) -> None:
   """Writes the arrays of `Clips` into `folder`."""
 
   def array(name: str, dtype: Any, *shape: int) -> np.memmap:
-    return np.lib.format.open_memmap(
-      folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(count, *shape)
-    )
+    file = folder / f"{name}.npy"
+    made = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=(count, *shape))
+    with open(file, "r+b") as opened:  # a disk that is full must say so here, not kill who writes
+      os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return made
 
   arrays = (
     array("video", np.uint8, FRAMES, SIZE, SIZE, 3),
@@ -226,9 +229,10 @@ class OracleRecipe:
   trainable: str = ".*"
 
   def init(self, key: PRNGKey) -> Params:
+    clip = jnp.zeros((1, FRAMES, SIZE, SIZE, 3))
     if self.config.init_from:
-      return native.read_component(Path(self.config.init_from), "oracle")
-    return self.oracle.init(key, jnp.zeros((1, FRAMES, SIZE, SIZE, 3)))["params"]
+      return native.load_fitting(Path(self.config.init_from), "oracle", self.oracle, clip)
+    return self.oracle.init(key, clip)["params"]
 
   def loss(
     self, params: Params, batch: Any, key: PRNGKey, step: Array

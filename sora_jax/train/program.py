@@ -206,8 +206,9 @@ def choose_mesh(
     "steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "validate_batches",
     "keep", "max_bad_steps",
   ):  # fmt: skip
-    if getattr(train, name) < 1:
-      raise UserError(f"train.{name}={getattr(train, name)} must be at least 1.")
+    _at_least(1, train, name)
+  for name in ("preview_every", "validate_every"):
+    _at_least(0, train, name)
   rows, rest = divmod(train.batch_size, train.accumulate)
   if rest:
     raise UserError(
@@ -231,6 +232,12 @@ def choose_mesh(
       f"{ways} devices (data x fsdp); the nearest batch size that can be is {near}."
     )
   return mesh
+
+
+def _at_least(low: int, train: TrainConfig, name: str) -> None:
+  value = getattr(train, name)
+  if not isinstance(value, int) or value < low:
+    raise UserError(f"train.{name}={value} must be at least {low}, and a whole number.")
 
 
 def _with_precision(precision: str | None, step: Callable[..., Any]) -> Callable[..., Any]:

@@ -142,6 +142,13 @@ class VAERecipe:
       "generator": adversarial.generator_loss(judge(fixed, made)),
     }
 
+  def after(self, params: Params, updates: Array, outputs: None) -> Params:
+    """Nothing follows; but so all weights are saved: components fitted on another machine differ.
+
+    In their last bits, which would be another model (`Checkpoints.restore`).
+    """
+    return params
+
   def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
     data, rows = self.config.data, self.config.train.batch_size
     return {"video": jax.ShapeDtypeStruct((rows, data.frames, data.size, data.size, 3), np.uint8)}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
 import operator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,13 @@ from sora_jax.worlds.spec import Spec
 from sora_jax.worlds.vocabulary import SCENES, SPLITS
 
 _LEVELS = (0.35, 0.35, 0.30)
+
+
+@functools.cache
+def _code() -> str:
+  """A hash of all that worlds are made by: this package's code and wordings."""
+  files = (file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".toml"))
+  return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
 class WorldSource:
@@ -68,6 +78,10 @@ class WorldSource:
 
   def __len__(self) -> int:
     return self.count
+
+  def identity(self) -> list[str]:
+    """What tells these worlds from those of the same settings in another version."""
+    return [_code()]
 
   def __repr__(self) -> str:
     # Grain compares this text when it restores a checkpoint.

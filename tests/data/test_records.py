@@ -1,5 +1,8 @@
 import json
+import os
 import pickle
+import platform
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
@@ -90,13 +93,23 @@ def test_nothing_is_left_of_a_failed_write(rng, tmp_path):
     yield from clips(rng, 5)
     raise RuntimeError("renderer died")
 
-  with pytest.raises(UserError, match="renderer died"):
+  with pytest.raises(RuntimeError, match="renderer died"):  # no failure to write
     records.write_records(tmp_path / "set", failing(), shard_size=2)
   with pytest.raises(KeyboardInterrupt):
     records.write_records(tmp_path / "set", interrupted(rng), shard_size=2)
   with pytest.raises(UserError, match="no clips"):
     records.write_records(tmp_path / "set", [])
   assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_writers_left_is_removed(rng, tmp_path):
+  gone = subprocess.Popen(["true"])
+  gone.wait()
+  prefix = f".set.{platform.node()}."
+  for process in (gone.pid, os.getppid()):
+    (tmp_path / f"{prefix}{process}.tmp").mkdir()
+  records.write_records(tmp_path / "set", clips(rng, 2))
+  assert sorted(p.name for p in tmp_path.iterdir()) == [f"{prefix}{os.getppid()}.tmp", "set"]
 
 
 def interrupted(rng):

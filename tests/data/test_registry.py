@@ -10,6 +10,7 @@ import pytest
 from sora_jax.data import registry, video
 from sora_jax.data.records import write_records
 from sora_jax.data.sources import TFDSSource
+from sora_jax.worlds import source as world_source
 
 
 def identity(**sections):
@@ -73,7 +74,13 @@ def test_records_written_anew_are_others(rng, tmp_path):
   assert len(seen) == 3
 
 
-def test_what_is_made_of_its_settings_alone_has_no_more_to_say(rng):
-  assert identity(worlds=dict(count=3, seed=0)) == b""
+def test_what_is_made_of_its_settings_alone_has_no_more_to_say():
   examples = [dict(clip=np.zeros((1, 8, 8, 3), np.uint8), text="a")]
   assert TFDSSource(examples).identity() == []
+
+
+def test_worlds_are_known_by_the_code_that_makes_them(monkeypatch):
+  section = dict(worlds=dict(count=2, seed=0))
+  before = identity(**section)
+  monkeypatch.setattr(world_source, "_code", lambda: "another version")
+  assert before and identity(**section) != before

@@ -217,3 +217,16 @@ def test_tfds_data_sets_without_tensorflow(rng, tmp_path):
   with pytest.raises(UserError, match="moving_nothing"):
     sources.TFDSSource("moving_nothing", data_dir=str(tmp_path))
   assert "tensorflow" not in sys.modules
+
+
+def test_manifests_may_say_anything(tmp_path):
+  deep = tmp_path / "deep.jsonl"
+  deep.write_text("[" * 100_000)
+  with pytest.raises(UserError, match="is not a UTF-8 CSV or JSONL file"):
+    sources.ManifestSource(deep)
+  long = tmp_path / "long.jsonl"
+  long.write_text(json.dumps({"path": "a" * 300, "caption": "a square"}))
+  with pytest.raises(UserError, match="none of its 1 files exists"):
+    sources.ManifestSource(long)
+  with pytest.raises(UserError, match="needs a path"):
+    sources.ManifestSource("")

@@ -20,7 +20,7 @@ from sora_jax.models.t5 import T5Encoder
 from sora_jax.models.text import Prompts
 from sora_jax.models.vae import VideoVAE
 
-TEXT = T5Encoder(vocabulary=12_000, width=16, layers=1, heads=2, head_width=8, mlp_width=24)
+TEXT = T5Encoder(vocabulary=27_628, width=16, layers=1, heads=2, head_width=8, mlp_width=24)
 LENGTH = 12
 WORDS = ["a red ball", "two cubes fall to the floor", "", "a green cone"]
 VAE = VideoVAE(

@@ -67,31 +67,3 @@ def test_crop_cuts_one_window_out_of_all_frames(rng):
   rows, columns = zip(*corners, strict=True)
   assert (min(rows), max(rows), min(columns), max(columns)) == (0, 4, 0, 6)
   assert transforms.RandomCrop(64, 32)(original, rng)["video"].shape == (6, 64, 32, 3)
-
-
-def test_mirroring_words_is_its_own_inverse():
-  text = "A red ball rolls to the LEFT, the leftmost cube turns Clockwise; brightly left-handed."
-  once = transforms.mirror_words(text)
-  assert once == (
-    "A red ball rolls to the RIGHT, the rightmost cube turns Counterclockwise; brightly "
-    "right-handed."
-  )
-  assert transforms.mirror_words(once) == text
-
-
-def test_flips_mirror_frames_and_all_captions(rng):
-  original = sample(rng) | {"captions": ["left", "no side"]}
-  outcomes = [transforms.RandomFlip()(original, rng) for _ in range(60)]
-  flipped = [s for s in outcomes if s is not original]
-  assert 15 < len(flipped) < 45
-  for s in flipped:
-    assert (s["video"] == original["video"][:, :, ::-1]).all()
-    assert s["caption"] == "a ball rolls Right" and s["captions"] == ["right", "no side"]
-  assert original["captions"] == ["left", "no side"]
-
-
-def test_chain_applies_in_order(rng):
-  chain = transforms.Chain([transforms.RandomCrop(16, 16), transforms.RandomFlip(probability=1.0)])
-  a, b = (chain(sample(np.random.default_rng(0)), np.random.default_rng(5)) for _ in range(2))
-  assert (a["video"] == b["video"]).all() and a["video"].shape == (6, 16, 16, 3)
-  assert a["caption"] == "a ball rolls Right"

@@ -1,5 +1,6 @@
 """Files in and out: round trips, timestamps, and what broken files must do."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -289,3 +290,69 @@ def test_a_clip_that_memory_cannot_hold_is_no_damage(tmp_path, monkeypatch):
   monkeypatch.setattr(video, "_collect", full)
   with pytest.raises(UserError, match="does not fit into memory: give fewer frames"):
     video.read(path)
+
+
+def write_steady(path, fmt, last=0.125, sound=0.0, options=()):
+  """Eight frames at 8 fps, the last of which stays for `last` seconds, and silence."""
+  with av.open(str(path), "w", format=fmt, options=dict(options)) as container:
+    stream = container.add_stream("libx264", rate=8, options={"bf": "0"})
+    stream.width = stream.height = 32
+    stream.pix_fmt = "yuv420p"
+    stream.codec_context.time_base = Fraction(1, 1000)
+    beeps = container.add_stream("aac", rate=48000) if sound else None
+    for n in range(9):
+      frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 30 * n, np.uint8), "rgb24")
+      frame.pts, frame.time_base = 125 * n, Fraction(1, 1000)
+      for packet in stream.encode(frame if n < 8 else None):
+        packet.duration = round(1000 * last) if packet.pts == 875 else 125
+        container.mux(packet)
+    if beeps:
+      silence = np.zeros((2, round(48000 * sound)), np.float32)
+      frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="stereo")
+      frame.rate = 48000
+      for packet in (*beeps.encode(frame), *beeps.encode()):
+        container.mux(packet)
+
+
+@pytest.mark.parametrize("fmt", ["mp4", "matroska"])
+def test_the_last_frame_stays_as_long_as_the_file_says(tmp_path, fmt):
+  write_steady(tmp_path / "held", fmt, last=4.0)
+  assert video.probe(tmp_path / "held").duration == pytest.approx(4.875)
+  clip, _ = video.read(tmp_path / "held", fps=8.0)
+  assert len(clip) == 39
+  assert len(video.read(tmp_path / "held", start=3.0, frames=8, fps=8.0)[0]) == 8
+  np.testing.assert_array_equal(clip[8:], np.broadcast_to(clip[7], clip[8:].shape))
+
+
+@pytest.mark.parametrize("options", [{}, {"live": "1"}])  # a live file says no length
+def test_sound_that_goes_on_makes_no_pictures_longer(tmp_path, options):
+  write_steady(tmp_path / "sound.mkv", "matroska", sound=6.0, options=options)
+  info = video.probe(tmp_path / "sound.mkv")
+  assert info.audio and info.duration == pytest.approx(1.0, abs=0.01) and info.frames == 8
+
+
+@pytest.mark.parametrize(
+  ("matrix", "shown"),
+  [
+    ((-1, 0, 0, 1), lambda x: x[:, :, ::-1]),
+    ((1, 0, 0, -1), lambda x: x[:, ::-1]),
+    ((-1, 0, 0, -1), lambda x: x[:, ::-1, ::-1]),
+    ((0, 1, -1, 0), lambda x: np.rot90(x, -1, (1, 2))),
+    ((0, 1, 1, 0), lambda x: x.transpose(0, 2, 1, 3)),
+    ((0, -1, -1, 0), lambda x: x.transpose(0, 2, 1, 3)[:, ::-1, ::-1]),
+  ],
+)
+def test_files_are_turned_and_mirrored_as_they_say(rng, tmp_path, matrix, shown):
+  clip = rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+  video.write(tmp_path / "plain.mp4", clip)
+  content = (tmp_path / "plain.mp4").read_bytes()
+  plain, _ = video.read(tmp_path / "plain.mp4")
+
+  def packed(a, b, c, d):
+    return struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+
+  assert packed(1, 0, 0, 1) in content[content.index(b"tkhd") :]
+  start, rest = content[: content.index(b"tkhd")], content[content.index(b"tkhd") :]
+  rest = rest.replace(packed(1, 0, 0, 1), packed(*matrix), 1)
+  (tmp_path / "turned.mp4").write_bytes(start + rest)
+  np.testing.assert_array_equal(video.read(tmp_path / "turned.mp4")[0], shown(plain))

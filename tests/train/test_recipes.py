@@ -1,6 +1,7 @@
 """From worlds to an autoencoder, from there to a transformer, from there to a video: the path."""
 
 import collections
+import shutil
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from sora_jax.errors import UserError
 from sora_jax.generate import model as generate
 from sora_jax.interop import native
 from sora_jax.train import loop, program
+from sora_jax.train import vae as vae_recipe
 
 pytestmark = pytest.mark.slow
 SHAPES = {"square": (5, (32, 32)), "wide": (9, (32, 48)), "loops": (8, (32, 32))}
@@ -100,6 +102,18 @@ def test_another_autoencoder_is_refused(config):
   config.model.channels = 8
   with pytest.raises(UserError, match="set model.channels=64"):
     program.build_recipe(config).dataset(0, 1)
+
+
+def test_an_autoencoder_goes_on_where_its_components_are_fitted_otherwise(
+  folder, vae, tmp_path, monkeypatch
+):
+  """Their last bits depend on the machine."""
+  shutil.copytree(vae.parent, tmp_path / "vae")
+  fit = vae_recipe.principal
+  others = lambda *args: jax.tree.map(lambda x: x * np.float32(1 + 1e-6), fit(*args))  # noqa: E731
+  monkeypatch.setattr(vae_recipe, "principal", others)
+  config = config_lib.load("configs/vae_toy.py:smoke", ["train.steps=6"])
+  assert loop.fit(config, tmp_path / "vae")["step"] == 6
 
 
 def test_a_polished_decoder_keeps_its_latents(folder, vae):

@@ -1,0 +1,32 @@
+"""The commit is that of this project, not of one it is installed in."""
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+from sora_jax import provenance
+
+
+def copy_in(folder):
+  path = folder / "site" / "provenance.py"
+  path.parent.mkdir(parents=True)
+  path.write_text(Path(provenance.__file__).read_text())
+  spec = importlib.util.spec_from_file_location("installed", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return path, module
+
+
+def test_a_package_in_a_strangers_checkout_is_not_of_its_commit(tmp_path):
+  git = lambda *args: subprocess.run(  # noqa: E731
+    ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *args],
+    check=True, capture_output=True, text=True,
+  )  # fmt: skip
+  path, module = copy_in(tmp_path)
+  git("init")
+  git("commit", "--allow-empty", "-m", "theirs")
+  theirs = git("rev-parse", "--short=12", "HEAD").stdout.strip()
+  assert theirs not in (module.commit() or "")
+  git("add", str(path))
+  git("commit", "-m", "ours")
+  assert module.commit() == git("rev-parse", "--short=12", "HEAD").stdout.strip()
