@@ -37,7 +37,7 @@ PLACEMENT = {
 # Libraries that only some files may import: everything else goes through those files.
 RESERVED = {
   "orbax": ("train/checkpoint.py",),
-  "av": ("data/video.py",),
+  "av": ("data/video.py", "data/video_out.py"),
   "mujoco": ("worlds/",),
   "flax.linen": ("models/", "evals/"),
   # `sora-jax convert --check` runs the reference implementations, where they are installed.

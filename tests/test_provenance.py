@@ -2,6 +2,7 @@
 
 import importlib.util
 import subprocess
+import sys
 from pathlib import Path
 
 from sora_jax import provenance
@@ -17,7 +18,8 @@ def copy_in(folder):
   return path, module
 
 
-def test_a_package_in_a_strangers_checkout_is_not_of_its_commit(tmp_path):
+def test_a_package_in_a_strangers_checkout_is_not_of_its_commit(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, "dont_write_bytecode", True)  # or the checkout would be changed
   git = lambda *args: subprocess.run(  # noqa: E731
     ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *args],
     check=True, capture_output=True, text=True,

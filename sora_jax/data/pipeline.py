@@ -83,6 +83,8 @@ class _Load:
       self.skips.failure(index, str(e))
       return None
     self.skips.success()
+    if lacking := {*KEYS, *self.keep} - {"captions"} - sample.keys():  # then all of them lack it
+      raise UserError(f"{sample.get('id', self.source)} holds no {min(lacking)!r}.")
     video = sample["video"]
     if self.size is not None:
       video = resize(video, *self.size, fit=self.fit)
@@ -91,13 +93,6 @@ class _Load:
     out = {k: sample[k] for k in (*KEYS, *self.keep)}
     return {**out, "video": video, "fps": np.float32(sample["fps"])}
 
-  def _check(self, sample: Sample) -> None:
-    """Raises UserError unless the sample has what a batch needs."""
-    if lacking := {*KEYS, *self.keep} - {"captions"} - sample.keys():
-      raise UserError(f"{sample.get('id', self.source)} holds no {min(lacking)!r}.")
-    if not len(sample["video"]):
-      raise UserError(f"{sample['id']} has no frames.")
-
   def _read(self, index: int, rng: np.random.Generator) -> Sample:
     if self.frames is not None and hasattr(self.source, "clip"):
       size = self.size if self.fit == "crop" else None
@@ -105,8 +100,9 @@ class _Load:
         index, rng, frames=self.frames, fps=self.fps, size=size, short=self.short
       )
     sample = self.source[index]
-    self._check(sample)
-    if self.frames is None:
+    if "video" in sample and not len(sample["video"]):
+      raise UserError(f"{sample['id']} has no frames.")
+    if self.frames is None or "video" not in sample:
       return sample
     video = take(sample["video"], sample["fps"], self.frames, self.fps, rng, self.short)
     if video is None:

@@ -21,7 +21,7 @@ from av.video.reformatter import Colorspace, Interpolation
 
 from sora_jax.data import images
 from sora_jax.data.images import contact_sheet, resize
-from sora_jax.data.timing import resample
+from sora_jax.data.timing import LONGEST_HOLD, resample
 from sora_jax.data.video_out import WRITE_SUFFIXES, check_output, write
 from sora_jax.errors import UserError
 from sora_jax.typing import Clip
@@ -112,10 +112,10 @@ def _duration(container: Any, stream: Any) -> float:
     return 3600 * hours + 60 * minutes + seconds
   if not container.streams.audio:
     return (container.duration or 0) / av.time_base
-  timed = [p for p in container.demux(stream) if p.pts is not None]
+  packets = (p for p in container.demux(stream) if p.pts is not None)
+  end = max((p.pts + (p.duration or 0) for p in packets), default=0)
   container.seek(0)
-  ends = [float((p.pts + (p.duration or 0)) * stream.time_base) for p in timed]
-  return max(ends, default=0.0) - float((stream.start_time or 0) * stream.time_base)
+  return float((end - (stream.start_time or 0)) * stream.time_base)
 
 
 def probe(path: str | os.PathLike[str]) -> Info:
@@ -182,7 +182,7 @@ def _held(frames: Iterable[tuple[float, Any]], stream: Any) -> Iterator[tuple[fl
     yield time, frame
   if frame is not None:
     longer = float((frame.duration or 0) * stream.time_base) - 1 / _rate(stream)
-    if longer > 0:
+    if 0 < longer <= LONGEST_HOLD:
       yield time + longer, frame
 
 

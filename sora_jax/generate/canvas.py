@@ -115,9 +115,9 @@ def check_room(frames: int, size: tuple[int, int]) -> None:
   """Raises UserError if so many frames of this height and width are too much to hold in memory."""
   if frames * size[0] * size[1] * 3 > MAX_BYTES:
     most = MAX_BYTES // (size[0] * size[1] * 3)
+    fix = f"{most} can be, all together" if most else "give a smaller size"
     raise UserError(
-      f"{frames} frames of {size[0]}x{size[1]} are too many to hold in memory: ask for at most "
-      f"{most}, and extend what comes out."
+      f"{frames} frames of {size[0]}x{size[1]} are too many to hold in memory: {fix}."
     )
 
 

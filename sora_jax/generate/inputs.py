@@ -220,10 +220,11 @@ class Inputs:
         f"The mask is {mask.shape[1]}x{mask.shape[2]} but the video is "
         f"{info.height}x{info.width}: give one of its size."
       )
-    if (mask > 127).all():
+    height, width = clip.shape[1:3]
+    made = images.resize(mask, height, width, self._fit)[0].mean(-1) > 127
+    if made.all():
       raise UserError(
         f"The mask {self.mask} is white everywhere, as transparent parts of it are: paint black "
         "what is to stay."
       )
-    height, width = clip.shape[1:3]
-    return images.resize(mask, height, width, self._fit)[0].mean(-1) > 127
+    return made

@@ -285,9 +285,9 @@ def load(name: str | os.PathLike[str], dtype: Any = None) -> VideoGPT:
   vqvae, vqvae_params = native.load_vqvae(folder)
   sampling = config["sampling"]
   compute = {} if dtype is None else {"dtype": jnp.dtype(dtype)}
-  rows, table = wordpieces.table().shape
-  pieces = dict(vocabulary=rows, table_width=table)
-  text = published.built(TextEncoder, config["text"], **pieces, **compute)
+  _, table = wordpieces.table().shape
+  text = published.built(TextEncoder, config["text"], table_width=table, **compute)
+  wordpieces.check(text.vocabulary, folder)
   prior = published.built(
     Prior, config["videogpt"], text_width=text.width, codes=vqvae.codes, depth=vqvae.depth,
     z_channels=vqvae.z_channels, grid=vqvae.grid(sampling["frames"], *sampling["size"]), **compute,

@@ -204,15 +204,11 @@ def _own_text(
     stored = native.open_weights(folder, "text")
     prompts = _prompts(folder, config["sampling"], module.vocabulary)
     return published.own(module, contract.shapes(module), stored), prompts
-  encoder, table = config_lib.build(TextEncoder, config["text"]), wordpieces.table()
-  if encoder.vocabulary != len(table):
-    raise UserError(
-      f"{folder} reads {encoder.vocabulary} word pieces and this version has {len(table)}: train "
-      "and export it with this version, or use it with the one that made it."
-    )
+  encoder = config_lib.build(TextEncoder, config["text"])
+  wordpieces.check(encoder.vocabulary, folder)
   blank = jnp.zeros((1, 1), jnp.int32)
   shapes = jax.eval_shape(encoder.init, jax.random.key(0), blank, blank)["params"]
-  tensors = dict(weights.within("text/")) | {"pieces": table}
+  tensors = dict(weights.within("text/")) | {"pieces": wordpieces.table()}
   prompts = Prompts.load(wordpieces.TOKENIZER, encoder.length, config["known_words"])
   return published.own(encoder, shapes, tensors), prompts
 

@@ -44,7 +44,8 @@ class Recipe(Protocol):
   are sequences that the mesh axis `context` can split; default: False), `after(params, updates,
   outputs)` -> params, pure, which follows each update and changes what is not trained (`updates`:
   how many came before; `outputs`: what the loss handed on, see `step.OUTPUTS`), `validation`, which
-  is like `dataset` but of samples that are not trained on, `preview(params, key)` -> {name: uint8
+  is like `dataset` but of samples that are not trained on, `validation_loss`, which is like `loss`
+  and measured on those in its place, `preview(params, key)` -> {name: uint8
   video} and `export(params, workdir)`, which is called at each checkpoint and at the end. The last
   two are given the averaged weights, and called in process 0 only. `read(key)` is called instead of
   `init` where `config.init_from` is set, and by nobody who only asks for shapes.
@@ -154,7 +155,8 @@ def build(
     train_step, loss=recipe.loss, optimizer=optimizer, seed=int(config.seed),
     accumulate=train.accumulate, after=after,
   )  # fmt: skip
-  validate = functools.partial(validation_step, loss=recipe.loss, seed=int(config.seed))
+  judged = getattr(recipe, "validation_loss", recipe.loss)
+  validate = functools.partial(validation_step, loss=judged, seed=int(config.seed))
   precise = functools.partial(_with_precision, train.precision)
   return Program(
     recipe=recipe,

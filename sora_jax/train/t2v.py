@@ -89,6 +89,7 @@ class T2VRecipe:
     if self.text is not None:
       like = jax.eval_shape(dataclasses.replace(self, lora=None).init, key)
       del like["text"]["pieces"]
+      wordpieces.check(native.read_config(native.find(source))["text"]["vocabulary"], source)
       params = native.load_params(source, "transformer", like)
       params["text"]["pieces"] = wordpieces.table()
     else:
@@ -132,10 +133,21 @@ class T2VRecipe:
   def loss(
     self, params: Params, batch: Any, key: PRNGKey, step: Array
   ) -> tuple[Scalar, dict[str, Scalar]]:
+    return self._loss(params, batch, key, jax.random.fold_in(key, 1))
+
+  def validation_loss(
+    self, params: Params, batch: Any, key: PRNGKey, step: Array
+  ) -> tuple[Scalar, dict[str, Scalar]]:
+    """The loss without noise on the words (`TextEncoder.noise`)."""
+    return self._loss(params, batch, key, None)
+
+  def _loss(
+    self, params: Params, batch: Any, key: PRNGKey, words: PRNGKey | None
+  ) -> tuple[Scalar, dict[str, Scalar]]:
     read: Callable[..., Tokens] = read_prompts
     if self.dit.remat != "none":  # or the gathered encoder would be kept for the backward pass
       read = jax.checkpoint(read_prompts, static_argnums=0)
-    tokens = read(self.text, params.get("text"), batch, jax.random.fold_in(key, 1))
+    tokens = read(self.text, params.get("text"), batch, words)
     model = lambda tokens: self.dit.apply({"params": params["dit"]}, tokens)  # noqa: E731
     return flow_matching(model, tokens, key)
 

@@ -11,7 +11,7 @@ batch only: VGG costs more than the autoencoder. To polish a decoder, freeze the
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,12 +142,13 @@ class VAERecipe:
       "generator": adversarial.generator_loss(judge(fixed, made)),
     }
 
-  def after(self, params: Params, updates: Array, outputs: None) -> Params:
-    """Nothing follows; but so all weights are saved: components fitted on another machine differ.
+  @property
+  def after(self) -> Callable[..., Params] | None:
+    """Nothing follows, but so components that were fitted are saved with the rest.
 
-    In their last bits, which would be another model (`Checkpoints.restore`).
+    Fitted anew, on another machine, they would differ in their last bits.
     """
-    return params
+    return (lambda params, *_: params) if self.vae.linear and not self.config.init_from else None
 
   def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
     data, rows = self.config.data, self.config.train.batch_size

@@ -220,7 +220,14 @@ def test_clips_that_lack_something_are_skipped_by_name(capsys):
       return sample | {"video": sample["video"][:0]} if index == 1 else sample
 
   settings = SETTINGS | {"frames": 4, "short": "repeat"}
+
+  class Windows(Odd):
+    def clip(self, index, rng, **settings):
+      return self[index]
+
   names = ids(take(pipeline.make(Odd(5), **settings), 4))
   assert "n1" not in names and "n1 has no frames" in capsys.readouterr().err
-  with pytest.raises(UserError, match="n. holds no 'truth'"):
-    next(pipeline.make(Odd(5), **settings, keep=("truth",)))
+  for source in (Odd(5), Windows(5)):
+    with pytest.raises(UserError, match="n. holds no 'truth'"):
+      next(pipeline.make(source, **settings, keep=("truth",)))
+  assert "truth" not in capsys.readouterr().err  # no clip after the other

@@ -324,6 +324,12 @@ def test_the_last_frame_stays_as_long_as_the_file_says(tmp_path, fmt):
   np.testing.assert_array_equal(clip[8:], np.broadcast_to(clip[7], clip[8:].shape))
 
 
+def test_an_end_that_is_hours_away_is_none(tmp_path):
+  write_steady(tmp_path / "held.mp4", "mp4", last=9000.0)
+  assert len(video.read(tmp_path / "held.mp4", fps=8.0)[0]) >= 8
+  assert len(video.read(tmp_path / "held.mp4", start=0.5, frames=4, fps=8.0)[0]) == 4
+
+
 @pytest.mark.parametrize("options", [{}, {"live": "1"}])  # a live file says no length
 def test_sound_that_goes_on_makes_no_pictures_longer(tmp_path, options):
   write_steady(tmp_path / "sound.mkv", "matroska", sound=6.0, options=options)

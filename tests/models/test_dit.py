@@ -192,3 +192,12 @@ def test_each_token_gets_its_row_and_gives_it_its_gradient(rows):
   wanted = np.zeros_like(table)
   np.add.at(wanted, here, weights)
   np.testing.assert_allclose(pull(jnp.asarray(weights))[0], wanted, atol=1e-5)
+
+
+def test_words_have_noise_where_there_is_a_key_for_it(params, samples, prompts):
+  batch, noisy = pack([[samples[0]]], prompts, 8), TEXT.clone(noise=1.0)
+  read = lambda *key: read_prompts(noisy, params["text"], batch, *key).text  # noqa: E731
+  np.testing.assert_array_equal(read(), read_prompts(TEXT, params["text"], batch).text)
+  one, again, other = (read(jax.random.key(seed)) for seed in (0, 0, 1))
+  np.testing.assert_array_equal(one, again)
+  assert np.abs(one - read()).max() > 0.1 and np.abs(one - other).max() > 0.1

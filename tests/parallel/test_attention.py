@@ -105,7 +105,7 @@ def test_pallas_kernels_in_a_ring(rng):
 def test_queries_beyond_what_stays_on_the_chip_are_cut(rng, monkeypatch):
   arrays, who = _inputs(rng, n=300, heads=1, width=32)
   kernel = lambda *a: attention.attend(*a, heads=1, kernel="pallas_interpret")  # noqa: E731
-  monkeypatch.setattr(flash, "QUERIES", 4 * 128 * 128)
+  monkeypatch.setattr(flash, "_vmem", lambda: 4 * 4 * 128 * 128)
   _assert_same(_run(kernel, arrays, who), _run(_whole(1), arrays, who))
 
 
