@@ -47,6 +47,7 @@ def get_config(arg: str = "dit") -> ConfigDict:
       steps=1300, batch_size=64, accumulate=1, log_every=20, checkpoint_every=200,
       preview_every=200, validate_every=200, validate_batches=4, keep=2, mesh=None,
       max_bad_steps=5,
+      precision=None,  # or BF16_BF16_F32: faster on processors with bfloat16 instructions
     ),
     sampling=dict(
       sampler="ddpm", steps=250, guidance=3.0, channels=None, spacing="linspace",

@@ -57,6 +57,7 @@ def get_config(arg: str = "full") -> ConfigDict:
       steps=1000, batch_size=8, accumulate=1, log_every=20, checkpoint_every=200,
       preview_every=500, validate_every=200, validate_batches=8, keep=2, mesh=None,
       max_bad_steps=5,
+      precision=None,  # or BF16_BF16_F32: faster on processors with bfloat16 instructions
     ),
     preview=(
       "a red ball rolls from left to right",
