@@ -83,7 +83,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     # is that of sampling, whatever `levels` has for training.
     # Guidance above level 0.8 alone: below, it damages what the model makes (docs/architecture.md).
     sampling=dict(
-      steps=20, shift=2.0, schedule=dict(lowest=1 / 3), guidance=4.5, guidance_interval=(0.8, 1.0)
+      steps=20, shift=2.0, schedule=dict(lowest=1 / 3), guidance=6.0, guidance_interval=(0.8, 1.0)
     ),
     data=dict(
       cache="data/latents",
