@@ -23,7 +23,7 @@ On your own videos (mp4 files with captions in .txt files beside them):
 To go on from what ships, on worlds it has not seen, most of them square, and at higher noise. An
 hour and a half, and ten minutes for the worlds, with `--config.train.precision=BF16_BF16_F32` on
 two cores that have instructions for it (1.3 s a step, 1.6 without). The last run of `toy` was this
-one, but for its seed, which was 5, and began from the weights of another (README.md):
+one, but for its seed, which was 6, and began from the weights of another (README.md):
 
   sora-jax train --config=configs/toy.py:more --workdir runs/more
 
@@ -144,7 +144,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     config.packing.update(length=160, cond_rows=16, text_length=80, short=1)
     config.data.samples, config.train.batch_size = 38, 14
   elif arg == "more":
-    config.init_from, config.seed = "toy", 6
+    config.init_from, config.seed = "toy", 7
     config.data.sources.worlds.seed = config.seed
     config.data.shapes.loops.sources.worlds.seed = config.seed
     for name, shape in config.data.shapes.items():
