@@ -8,7 +8,11 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The tests compile much and compute little: unoptimised programs cost less than half in all.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+# Eight devices on a busy machine may wait for one another for longer than 40 seconds, after which
+# XLA would abort the process.
+os.environ["XLA_FLAGS"] = (
+  "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -66,6 +66,9 @@ class Recipe(Protocol):
     """What the numbers of a batch look like, of all hosts together; needs no data."""
 
 
+MAY_BE_0 = ("preview_every", "validate_every")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
   """The `train` section.
@@ -97,6 +100,13 @@ class TrainConfig:
   mesh: Mapping[str, int] | None = None
   max_bad_steps: int = 5
   precision: str | None = None
+
+  def __post_init__(self) -> None:
+    """Raises UserError: a number is too small, or no whole number."""
+    for field in dataclasses.fields(self):
+      value, low = getattr(self, field.name), 0 if field.name in MAY_BE_0 else 1
+      if field.type == "int" and (not isinstance(value, int) or value < low):
+        raise UserError(f"train.{field.name}={value} must be at least {low}, and a whole number.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,16 +211,9 @@ def choose_mesh(
     sequence: whether there are sequences to divide.
 
   Raises:
-    UserError: a number is below 1, or the batch cannot be cut into `accumulate` parts, or not
-      divided over the mesh, which holds all devices if there are several processes.
+    UserError: the batch cannot be cut into `accumulate` parts, or not divided over the mesh, which
+      holds all devices if there are several processes.
   """
-  for name in (
-    "steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "validate_batches",
-    "keep", "max_bad_steps",
-  ):  # fmt: skip
-    _at_least(1, train, name)
-  for name in ("preview_every", "validate_every"):
-    _at_least(0, train, name)
   rows, rest = divmod(train.batch_size, train.accumulate)
   if rest:
     raise UserError(
@@ -234,12 +237,6 @@ def choose_mesh(
       f"{ways} devices (data x fsdp); the nearest batch size that can be is {near}."
     )
   return mesh
-
-
-def _at_least(low: int, train: TrainConfig, name: str) -> None:
-  value = getattr(train, name)
-  if not isinstance(value, int) or value < low:
-    raise UserError(f"train.{name}={value} must be at least {low}, and a whole number.")
 
 
 def _with_precision(precision: str | None, step: Callable[..., Any]) -> Callable[..., Any]:

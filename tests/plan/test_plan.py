@@ -182,7 +182,7 @@ def test_search_leaves_out_what_cannot_be_and_tries_what_is_usual(monkeypatch):
 def test_accumulating_keeps_less_and_gathers_more():
   one, two = (
     estimate.estimate(
-      small("train.mesh={'fsdp': 4}", "train.batch_size=8", f"train.accumulate={parts}"),
+      small("train.mesh={'fsdp': 4}", "train.batch_size=64", f"train.accumulate={parts}"),
       "small",
       topology.parse("v5e:2x2"),
     )

@@ -276,8 +276,6 @@ def test_stops_when_there_is_nothing_to_go_back_to(tmp_path):
     ({"stepz": 3}, "did you mean 'steps'"),
     ({"steps": 0}, "at least 1"),
     ({"keep": 0}, "train.keep=0 must be at least 1"),
-    ({"steps": None}, "train.steps=None must be at least 1, and a whole number"),
-    ({"preview_every": None}, "train.preview_every=None must be at least 0"),
     ({"keep": -1}, "train.keep=-1 must be at least 1"),
     ({"validate_batches": 0}, "train.validate_batches=0 must be at least 1"),
     ({"max_bad_steps": 0}, "train.max_bad_steps=0 must be at least 1"),
