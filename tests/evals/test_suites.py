@@ -9,6 +9,7 @@ from cheap import Blind
 from sora_jax.cli import main
 from sora_jax.data import video
 from sora_jax.evals import i3d, reference, suites
+from sora_jax.generate import load as loader
 from sora_jax.generate import model as generate
 from sora_jax.generate.codec import Codec
 from sora_jax.worlds import WorldSource
@@ -49,7 +50,8 @@ def cheap(monkeypatch, tmp_path):
 
 
 def _eval(monkeypatch, model, *args) -> int:
-  monkeypatch.setattr(generate, "load", lambda name: model)
+  for loads in (generate, loader):
+    monkeypatch.setattr(loads, "load", lambda *args: model)
   monkeypatch.setattr(Codec, "load", lambda name: model)
   return main.main(["eval", *map(str, args)])
 
