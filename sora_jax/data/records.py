@@ -129,7 +129,7 @@ def _alive(process: int) -> bool:
   except ProcessLookupError:
     return False
   except OSError:  # somebody else's
-    return True
+    pass
   return True
 
 

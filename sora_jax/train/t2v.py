@@ -89,8 +89,8 @@ class T2VRecipe:
     if self.text is not None:
       like = jax.eval_shape(dataclasses.replace(self, lora=None).init, key)
       del like["text"]["pieces"]
-      wordpieces.check(native.read_config(native.find(source))["text"]["vocabulary"], source)
       params = native.load_params(source, "transformer", like)
+      wordpieces.check(native.read_config(native.find(source))["text"]["vocabulary"], source)
       params["text"]["pieces"] = wordpieces.table()
     else:
       begins = self.dit.split and not pipelines.is_split(source)

@@ -53,8 +53,9 @@ class VideoGPTRecipe:
   def init(self, key: PRNGKey) -> Params:
     """Fresh weights, or those of `config.init_from`, over the codes and the word pieces."""
     params = fresh(self.prior, self.text, key)
-    if self.config.init_from:
-      params = native.load_params(self.config.init_from, "prior", learned(params))
+    if source := self.config.init_from:
+      params = native.load_params(source, "prior", learned(params))
+      wordpieces.check(native.read_config(native.find(source))["text"]["vocabulary"], source)
     params["prior"]["codebook"] = self.vqvae_params["codebook"]
     params["text"]["pieces"] = jnp.asarray(wordpieces.table())
     return params

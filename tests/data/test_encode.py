@@ -26,9 +26,9 @@ def params():
   return jax.jit(VAE.init)(key, video, key)["params"]
 
 
-def cached(folder, params, clips=4):
+def cached(folder, params, clips=4, size=(32, 32)):
   return encode.cache(
-    folder, VAE, params, SOURCES, clips=clips, frames=5, size=(32, 32), fps=8.0, seed=0,
+    folder, VAE, params, SOURCES, clips=clips, frames=5, size=size, fps=8.0, seed=0,
     batch_size=2,
   )  # fmt: skip
 
@@ -42,6 +42,12 @@ def test_latents_depend_on_the_encoder_alone(tmp_path, params):
   other = cached(tmp_path, moved("principal"))
   assert len(list(tmp_path.iterdir())) == 2
   assert not np.array_equal(first[0]["latents"], other[0]["latents"])
+
+
+def test_grids_too_small_for_a_region_within_have_none(tmp_path, params):
+  assert "masked" in cached(tmp_path, params)[0]
+  for size in ((16, 32), (16, 16)):  # two rows of latents
+    assert "masked" not in cached(tmp_path, params, size=size)[0]
 
 
 def test_a_loop_is_encoded_as_if_it_had_always_been_going_on(tmp_path, params):

@@ -43,3 +43,9 @@ def test_output_folder(tmp_path):
     report.open_folder(file)
   with pytest.raises(UserError, match="cannot be made"):
     report.open_folder(file / "below")
+
+
+def test_a_folder_that_is_read_only_is_noticed_before_the_work(tmp_path, monkeypatch):
+  monkeypatch.setattr("os.access", lambda path, mode: False)
+  with pytest.raises(UserError, match="cannot be written to"):
+    report.open_folder(tmp_path)

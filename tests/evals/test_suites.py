@@ -130,3 +130,8 @@ def test_bad_arguments_are_one_sentence(monkeypatch, tmp_path, capsys, args, mes
   assert _eval(monkeypatch, Perfect(), *args) == 2
   error = capsys.readouterr().err
   assert message in error and "Traceback" not in error
+
+
+def test_the_text_suite_needs_videos_of_prompts(monkeypatch, tmp_path, capsys):
+  assert _eval(monkeypatch, object(), "--suite=text", "--count=2", "--out", tmp_path) == 2
+  assert "makes images of classes" in capsys.readouterr().err

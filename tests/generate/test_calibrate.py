@@ -42,6 +42,8 @@ def test_a_file_keeps_the_curve(ready, model, tmp_path, monkeypatch):
   assert with_curve(model, path).config == ready.config
   monkeypatch.setattr("sora_jax.generate.calibrate.calibrated", None)  # not measured again
   assert with_curve(model, path).config == ready.config
+  half = dataclasses.replace(model, dit=model.dit.clone(dtype=jnp.bfloat16))
+  assert with_curve(half, path).config == ready.config
   assert [file.name for file in tmp_path.iterdir()] == ["curve.json"]
   for curve in ("", "[]", "[[0, 1]]", "[[0, 1], [2, 1]]", "[[0, 1], [1, NaN]]", "[1, 2]"):
     path.write_text(f'{{"residuals": {curve}}}')

@@ -1,6 +1,7 @@
 """Sampling code by code: the cache, the draws, batches, beginnings that are known, surprise."""
 
 import json
+import math
 import shutil
 
 import jax
@@ -200,6 +201,7 @@ def test_what_the_model_cannot_do_is_one_sentence(model, folder):
     ("a cube", dict(size=(8, 8)), "8x12 pixels, not 8x8"),
     ("a cube", dict(guidance=0.5), "at least 1"),
     ("a cube", dict(temperature=-1.0), "at least 0"),
+    ("a cube", dict(temperature=math.inf), "and finite"),
     ("a cube", dict(top_k=0), "at least 1"),
     ("a cube", dict(top_p=1.5), "at most 1"),
     ("a cube", dict(temprature=1.0), "did you mean 'temperature'"),

@@ -197,6 +197,7 @@ def test_accumulating_keeps_less_and_gathers_more():
   ("arguments", "message"),
   [
     (["--topology=v5p:2x2x1", "--search", "--compile=0"], "--compile is 0"),
+    (["--topology=v5p:2x2x1", "--steps=0"], "--steps is 0"),
     (["--topology=v5p:4x4"], "There is no v5p:4x4"),
     (["--topology=v5q:4x4x4"], "did you mean 'v5p'"),
     (["--topology=v5p:2x2x1", "--clip=4x4"], "is no clip"),

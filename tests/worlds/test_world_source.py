@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import multiprocessing
 import pickle
 import re
@@ -60,7 +61,14 @@ def test_every_object_of_any_aspect_stays_in_view():
 
 
 def test_bad_parameters_are_named():
-  for bad in ({"height": 4}, {"frames": 0}, {"fps": 0.0}, {"split": "tset"}, {"scenes": ["rol"]}):
+  for bad in (
+    {"height": 4},
+    {"frames": 0},
+    {"fps": 0.0},
+    {"fps": math.nan},
+    {"split": "tset"},
+    {"scenes": ["rol"]},
+  ):
     with pytest.raises(UserError):
       worlds.WorldSource(1, 0, **bad)
   with pytest.raises(IndexError):
