@@ -33,8 +33,9 @@ instead of patches of 2x2. 100 steps took 45 minutes beside other work, the last
 
   sora-jax train --config=configs/toy.py:low --workdir runs/low
 
-All sizes and lengths share packed sequences (`:square` has 64x64 alone, and no loops); a shape is
-switched off by its share, for example `--config.data.shapes.huge.share=0`.
+All sizes and lengths share packed sequences (`:square` has 64x64 alone, and no loops; `:systems`
+is it as experiments/systems trains it); a shape is switched off by its share, for example
+`--config.data.shapes.huge.share=0`.
 """
 
 from ml_collections import ConfigDict
@@ -60,7 +61,7 @@ SHAPES = {
 
 
 def get_config(arg: str = "mixed") -> ConfigDict:
-  """`mixed` (the default), `square`, `more`, `low`, or `smoke`: seconds, with the shipped VAE."""
+  """`mixed` (the default), `square`, `systems`, `more`, `low`, or `smoke`: seconds."""
   config = ConfigDict(dict(
     recipe="t2v",
     seed=0,
@@ -138,11 +139,19 @@ def get_config(arg: str = "mixed") -> ConfigDict:
       steps=4, batch_size=2, log_every=1, checkpoint_every=2, preview_every=4, validate_every=4,
       validate_batches=2,
     )  # fmt: skip
-  elif arg == "square":
+  elif arg in ("square", "systems"):
     for name, shape in config.data.shapes.items():
       shape.share = float(name == "square")
     config.packing.update(length=160, cond_rows=16, text_length=80, short=1)
     config.data.samples, config.train.batch_size = 38, 14
+    if arg == "systems":  # given frames without a prompt are as frequent as in VideoGPT
+      config.mixture.weights.update(
+        none=0.5, first=0.05, prefix=0.4, stretch=0, spatial=0, noise=0.05
+      )
+      config.mixture.text_dropout = 0.25
+      config.data.sources.worlds.weight, config.data.sources.records.weight = 0.0, 1.0
+      config.data.sources.records.path = "data/worlds"
+      config.train.steps = 1986
   elif arg == "more":
     config.init_from, config.seed = "toy", 7
     config.data.sources.worlds.seed = config.seed
@@ -167,5 +176,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     config.optim.update(lr=1.2e-3, warmup=20, ema_decay=0.98)
     config.train.update(steps=100, checkpoint_every=50, preview_every=0, validate_every=0)
   elif arg != "mixed":
-    raise ValueError(f"configs/toy.py takes mixed, square, more, low or smoke, not {arg!r}")
+    raise ValueError(
+      f"configs/toy.py takes mixed, square, systems, more, low or smoke, not {arg!r}"
+    )
   return config
