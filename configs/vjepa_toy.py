@@ -49,12 +49,12 @@ def get_config(arg: str = "full") -> ConfigDict:
       ),
     ),
     optim=dict(
-      name="adamw", lr=1e-3, warmup=50, schedule="cosine", final=0.05, decay=0.04, clip=1.0,
+      name="muon", lr=2e-3, warmup=50, schedule="cosine", final=0.05, decay=0.04, clip=1.0,
       ema_decay=0.99,
     ),
     train=dict(
-      steps=1000, batch_size=16, accumulate=1, log_every=10, checkpoint_every=100,
-      validate_every=200, validate_batches=4, keep=2, mesh=None, max_bad_steps=5,
+      steps=2500, batch_size=8, accumulate=1, log_every=20, checkpoint_every=250,
+      validate_every=500, validate_batches=8, keep=2, mesh=None, max_bad_steps=5,
       precision=None,  # or BF16_BF16_F32: faster on processors with bfloat16 instructions
     ),
   ))  # fmt: skip

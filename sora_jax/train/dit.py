@@ -20,6 +20,7 @@ from einops import rearrange
 from ml_collections import ConfigDict
 
 from sora_jax import config as config_lib
+from sora_jax import provenance
 from sora_jax.data import pipeline, registry
 from sora_jax.data.shards import split
 from sora_jax.data.transforms import Sample, to_float
@@ -30,7 +31,6 @@ from sora_jax.generate.classes import ClassModel, Sampling
 from sora_jax.interop import native
 from sora_jax.models.dit_class import ClassDiT
 from sora_jax.models.vae import VideoVAE, encode_video
-from sora_jax.provenance import commit
 from sora_jax.typing import Array, Float, Params, PRNGKey, Scalar
 from sora_jax.worlds import VOCABULARY
 
@@ -115,7 +115,7 @@ class DiTRecipe:
       "classes": list(CLASSES),
       "process": self.config.process.to_dict(),
       "sampling": self.config.sampling.to_dict(),
-      "training": self.config.to_dict() | {"commit": commit()},
+      "training": provenance.training(self.config),
     }
     log = workdir / "metrics.jsonl"
     files = native.files(source, "vae") | ({"training.jsonl": log} if log.exists() else {})

@@ -26,6 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sora_jax import config as config_lib
+from sora_jax import provenance
 from sora_jax.data import encode
 from sora_jax.data.batches import Batches
 from sora_jax.data.packing import Packer
@@ -46,7 +47,6 @@ from sora_jax.models.patch import grid_shape
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.tokens import Tokens
 from sora_jax.parallel import sharding
-from sora_jax.provenance import commit
 from sora_jax.typing import REFERENCE_FPS, Array, Params, PRNGKey, Scalar
 
 
@@ -279,7 +279,7 @@ class T2VRecipe:
         reference_tokens=self.config.levels.get("reference_tokens", LevelSampler.reference_tokens),
       )
       | _sampling(self.config),
-      "training": self.config.to_dict() | {"commit": commit()},
+      "training": provenance.training(self.config),
     }
 
   def _tokens(self, name: str) -> int:
@@ -312,7 +312,7 @@ class T2VRecipe:
     config = native.read_config(folder)
     config["sampling"] |= _sampling(self.config) | dict(boundary=self.config.levels.highest)
     config["low"] = self.config.model.to_dict()
-    config["low_training"] = self.config.to_dict() | {"commit": commit()}
+    config["low_training"] = provenance.training(self.config)
     logs = {"training.jsonl": folder / "training.jsonl", "low.jsonl": workdir / "metrics.jsonl"}
     files = {name: log for name, log in logs.items() if log.exists()}
     files |= native.files(folder, "vae", "transformer")

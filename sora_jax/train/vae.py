@@ -23,6 +23,7 @@ from einops import rearrange, reduce
 from ml_collections import ConfigDict
 
 from sora_jax import config as config_lib
+from sora_jax import provenance
 from sora_jax.data import pipeline, registry
 from sora_jax.data.shards import split
 from sora_jax.data.transforms import RandomCrop, to_float, to_uint8
@@ -33,7 +34,6 @@ from sora_jax.models.discriminator import PatchDiscriminator
 from sora_jax.models.vae import ENCODER, VideoVAE
 from sora_jax.models.vae_linear import PatchComponents, fit
 from sora_jax.parallel.sharding import constrain
-from sora_jax.provenance import commit
 from sora_jax.train.optim import path_mask
 from sora_jax.typing import Array, Params, PRNGKey, Scalar, Video
 
@@ -188,7 +188,7 @@ class VAERecipe:
     runs = native.read_config(native.find(before)).get("vae_training", []) if before else []
     config = {
       "vae": self.config.model.to_dict() | dict(latent_mean=mean, latent_std=std),
-      "vae_training": [*runs, self.config.to_dict() | {"commit": commit()}],
+      "vae_training": [*runs, provenance.training(self.config)],
     }
     native.save(workdir / "export", {"vae": params["vae"]}, config)
 

@@ -25,6 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sora_jax import config as config_lib
+from sora_jax import provenance
 from sora_jax.data import codes as code_data
 from sora_jax.data.records import RecordSource
 from sora_jax.data.shards import split
@@ -35,7 +36,6 @@ from sora_jax.interop import native, wordpieces
 from sora_jax.models.text import Prompts, TextEncoder
 from sora_jax.models.videogpt import Prior, surprisal
 from sora_jax.models.vqvae import VQVAE
-from sora_jax.provenance import commit
 from sora_jax.typing import Array, Params, PRNGKey, Scalar
 
 
@@ -147,7 +147,7 @@ class VideoGPTRecipe:
       "known_words": self.cache.info["words"],
       "sampling": self.config.sampling.to_dict()
       | dict(frames=data.frames, size=list(data.size), fps=data.fps),
-      "training": self.config.to_dict() | {"commit": commit()},
+      "training": provenance.training(self.config),
     }
 
   def export(self, params: Params, workdir: Path) -> None:

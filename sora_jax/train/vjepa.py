@@ -23,6 +23,7 @@ from einops import rearrange
 from ml_collections import ConfigDict
 
 from sora_jax import config as config_lib
+from sora_jax import provenance
 from sora_jax.data import pipeline, registry
 from sora_jax.data.masks import Mask, Masks
 from sora_jax.data.shards import split
@@ -30,7 +31,6 @@ from sora_jax.data.transforms import to_float
 from sora_jax.evals.features import effective_rank, spread
 from sora_jax.interop import native
 from sora_jax.models.vjepa import VJEPA, standardised, tubelets
-from sora_jax.provenance import commit
 from sora_jax.typing import Array, Float, Int, Params, PRNGKey, Scalar
 
 
@@ -124,7 +124,7 @@ class VJEPARecipe:
 
   def export(self, params: Params, workdir: Path) -> None:
     """Writes what `interop.native.load_vjepa` reads."""
-    training = self.config.to_dict() | {"commit": commit()}
+    training = provenance.training(self.config)
     config = {"vjepa": self.config.model.to_dict(), "training": training}
     native.save(workdir / "export", {"vjepa": params}, config, dtype=np.float16)
 

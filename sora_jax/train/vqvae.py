@@ -22,13 +22,13 @@ from einops import rearrange
 from ml_collections import ConfigDict
 
 from sora_jax import config as config_lib
+from sora_jax import provenance
 from sora_jax.data import pipeline, registry
 from sora_jax.data.shards import split
 from sora_jax.data.transforms import RandomCrop, to_float, to_uint8
 from sora_jax.interop import native
 from sora_jax.models.vae_linear import PatchComponents
 from sora_jax.models.vqvae import VQVAE, Codebooks, begin, update, usage
-from sora_jax.provenance import commit
 from sora_jax.train.step import OUTPUTS
 from sora_jax.train.vae import principal
 from sora_jax.typing import Array, Params, PRNGKey, Scalar, Video
@@ -143,7 +143,7 @@ class VQVAERecipe:
 
   def export(self, params: Params, workdir: Path) -> None:
     """Writes what `interop.native.load_vqvae` reads."""
-    training = self.config.to_dict() | {"commit": commit()}
+    training = provenance.training(self.config)
     config = {"vqvae": self.config.model.to_dict(), "vqvae_training": [training]}
     native.save(workdir / "export", {"vqvae": params["vqvae"]}, config, dtype=np.float16)
 

@@ -87,13 +87,27 @@ def test_muon_takes_all_block_matrices_of_the_transformer_and_nothing_else():
 def test_orthogonalize_is_newton_schulz(rng, shape):
   """The steps on the Gram matrix against the steps on the matrix itself, small values included."""
   x = rng.normal(size=shape) * np.geomspace(1, 1e-3, shape[-1])
-  a, b, c = 3.4445, -4.775, 2.0315
   y = x / np.linalg.norm(x, axis=(-2, -1), keepdims=True)
-  for _ in range(5):
+  for a, b, c in optim.QUINTICS:
     gram = y @ y.mT
     y = a * y + (b * gram + c * gram @ gram) @ y
   made = optim.orthogonalize(jnp.asarray(x, jnp.float32))
   np.testing.assert_allclose(made, y, atol=2e-3)
+
+
+@pytest.mark.parametrize("tall", [1, 3])
+def test_orthogonalize_brings_singular_values_near_one(rng, tall):
+  """Those from 0.002 of the Frobenius norm on; smaller ones are raised about as much."""
+  u, _ = np.linalg.qr(rng.normal(size=(32 * tall, 32)))
+  v, _ = np.linalg.qr(rng.normal(size=(32, 32)))
+  values = np.geomspace(1, 1e-4, 32)
+  values /= np.linalg.norm(values)
+  made = np.asarray(optim.orthogonalize(jnp.asarray((u * values) @ v.T, jnp.float32)))
+  after = np.diagonal(u.T @ made @ v)
+  kept = values > 0.002
+  assert kept.sum() > 15 and np.all((after[kept] > 0.65) & (after[kept] < 1.4))
+  np.testing.assert_allclose(made, (u * after) @ v.T, atol=1e-2)
+  assert np.all(after[~kept] > 200 * values[~kept])
 
 
 def test_muon_takes_a_convolution_as_the_matrix_from_what_it_reads_to_what_it_writes(rng):
