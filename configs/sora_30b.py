@@ -4,7 +4,11 @@ Latents are 4x16x16 with 48 channels: 4x8x8 would make four times the tokens of 
 times the attention.
 
   sora-jax plan --config=configs/sora_30b.py --topology=v5p:4x4x4
-  sora-jax train --multihost --config=configs/sora_30b.py --config.vae=DIR --workdir DIR
+  sora-jax train --multihost --config=configs/sora_30b.py --config.vae=VAE \\
+      --config.data.sources.folder.path=CLIPS --config.data.cache=DISK/latents --workdir DISK/run
+
+VAE is an autoencoder of 4x16x16 with 48 channels, such as Wan 2.2's, converted. The
+`data.shapes.clip.clips` windows (100,000) are encoded first.
 
 Never run: no pod was at hand. docs/scaling.md has what the smaller ones need.
 """

@@ -23,18 +23,16 @@ def get_config(arg: str = "full") -> ConfigDict:
     recipe="vjepa",
     seed=0,
     init_from="",
-    momentum=(0.99, 1.0),
+    momentum=(0.98, 0.999),
     model=dict(
       width=192, layers=6, heads=3, mlp_width=768,
       predictor_width=96, predictor_layers=4, predictor_heads=3, predictor_mlp_width=384,
-      patch=(2, 8, 8), mask_tokens=3, frames=16, size=64, remat="none",
+      patch=(2, 8, 8), mask_tokens=2, absolute=True, centred=True, frames=16, size=64, remat="none",
     ),
     masks=dict(
-      context=0.2,
+      context=0.35,
       targets=0.375,
-      kinds=dict(
-        short=dict(blocks=8, space=0.15), long=dict(blocks=2, space=0.7), future=dict(future=3)
-      ),
+      kinds=dict(short=dict(blocks=8, space=0.15), future=dict(future=3)),
     ),
     data=dict(
       workers=0,
@@ -53,7 +51,7 @@ def get_config(arg: str = "full") -> ConfigDict:
       ema_decay=0.99,
     ),
     train=dict(
-      steps=2500, batch_size=8, accumulate=1, log_every=20, checkpoint_every=250,
+      steps=1500, batch_size=8, accumulate=1, log_every=20, checkpoint_every=100,
       validate_every=500, validate_batches=8, keep=2, mesh=None, max_bad_steps=5,
       precision=None,  # or BF16_BF16_F32: faster on processors with bfloat16 instructions
     ),

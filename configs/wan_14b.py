@@ -1,9 +1,13 @@
-"""Wan 2.1 14B (Wan Team 2025) in its published dimensions, trained from nothing.
+"""Wan 2.1 14B (Wan Team 2025) in its published dimensions, trained from scratch.
 
 Latents are 4x8x8 with 16 channels. The text encoder is ours, of the published width and length.
 
   sora-jax plan --config=configs/wan_14b.py --topology=v5p:4x4x4
-  sora-jax train --multihost --config=configs/wan_14b.py --config.vae=DIR --workdir DIR
+  sora-jax convert hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers wan --to sora_jax
+  sora-jax train --multihost --config=configs/wan_14b.py --config.vae=wan \\
+      --config.data.sources.folder.path=CLIPS --config.data.cache=DISK/latents --workdir DISK/run
+
+`data.shapes.clip.clips` windows (100,000) are encoded first.
 
 Never run: no pod was at hand. What it needs is in docs/scaling.md.
 """

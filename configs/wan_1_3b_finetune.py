@@ -5,7 +5,11 @@ autoencoder, prompts are read by its own umT5, which is not trained: both are co
 cached. The weights come from `config.init_from`, a folder in the hub's layout or `hf:ORG/NAME`.
 
   sora-jax train --config=configs/wan_1_3b_finetune.py:lora --workdir runs/wan \
-      --config.init_from=hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers --config.data.sources.folder.path=clips
+      --config.init_from=hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers \
+      --config.data.sources.folder.path=clips --config.data.shapes.clip.clips=500 \
+      --config.train.batch_size=1
+
+The defaults are for a pod: 16 clips a step, and 100,000 windows of about 5 MB encoded beforehand.
 
 An adapter is exported as `pytorch_lora_weights.safetensors`, which diffusers reads. All of it is
 exported as a transformer; `sora-jax convert WORKDIR/export DIR --to diffusers` makes of it what may

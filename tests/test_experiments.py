@@ -4,7 +4,9 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sora_jax import config as config_lib
 from sora_jax.plan.measure import model_flops
@@ -34,6 +36,39 @@ def test_a_line_for_each_number():
   for line in found:
     assert (line["system"], line["checkpoint"], line["seed"]) == ("sora", "toy", 3)
     assert 10e6 < line["params"] < 20e6 and line["flops"] is None
+
+
+def test_what_was_measured_of_other_weights_or_another_count_is_measured_again(
+  tmp_path, monkeypatch
+):
+  measure = script("measure")
+  export = tmp_path / "vjepa" / "export"
+  export.mkdir(parents=True)
+  asked = []
+
+  def run(command, check):
+    asked.append(command)
+    out = Path(command[command.index("--out") + 1])
+    out.mkdir()
+    (out / "metrics.json").write_text(json.dumps({"run": len(asked)}))
+
+  monkeypatch.setattr(measure.subprocess, "run", run)
+  found = []
+  for weights, count in ((1, 16), (1, 16), (2, 16), (2, 8)):
+    (export / "config.json").write_text(json.dumps({"weights": weights}))
+    found.append(measure.measure("vjepa", "world", tmp_path, count, 0)["run"])
+  assert found == [1, 1, 2, 3]
+
+
+def test_a_target_encoder_is_no_parameter_of_its_own(tmp_path):
+  measure = script("measure")
+  tensors = {
+    "encoder/a": np.zeros((2, 3)),
+    "target/a": np.zeros((2, 3)),
+    "predictor/b": np.zeros(4),
+  }
+  save_file(tensors, tmp_path / "vjepa.safetensors")
+  assert measure.parameters(tmp_path) == 10
 
 
 @pytest.mark.parametrize("before", [0, 2])

@@ -3,14 +3,15 @@
   python experiments/systems/measure.py --runs runs --count 64 --seed 0
 
 RUNS holds the folders that the commands of README.md train; what is not there is left out. What was
-measured before (RUNS/measured/CHECKPOINT-SUITE-SEED) is not measured again, so a killed run goes
-on. Lines of the same checkpoint, suite and seed are replaced in results.jsonl. Probes have a count
-of their own.
+measured before (RUNS/measured: of checkpoint, suite, count, seed, weights) is not measured again,
+so a killed run goes on. Lines of the same checkpoint, suite and seed are replaced in results.jsonl.
+Probes have a count of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -47,7 +48,8 @@ def checkpoint(name: str, runs: Path) -> str:
 
 def measure(name: str, suite: str, runs: Path, count: int, seed: int) -> dict[str, Any]:
   """The stored metrics of a checkpoint before a suite; measured now if there are none."""
-  out = runs / "measured" / f"{name}-{suite}-{seed}"
+  weights = fingerprint(native.find(checkpoint(name, runs)))
+  out = runs / "measured" / f"{name}-{suite}-{count}-{seed}-{weights}"
   file = out / "metrics.json"
   if not file.is_file():
     out.parent.mkdir(exist_ok=True)
@@ -58,12 +60,21 @@ def measure(name: str, suite: str, runs: Path, count: int, seed: int) -> dict[st
   return json.loads(file.read_text())
 
 
+def fingerprint(folder: Path) -> str:
+  """Of the weights and the settings of a checkpoint."""
+  total = hashlib.sha256()
+  for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+    total.update(file.read_bytes())
+  return total.hexdigest()[:8]
+
+
 def parameters(folder: Path) -> int:
-  """Numbers in all the weights of a checkpoint."""
+  """Numbers in the weights of a checkpoint, but for a target encoder, which follows another one."""
   total = 0
   for file in folder.glob("*.safetensors"):
     with safe_open(file, "numpy") as tensors:
-      total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+      learned = [key for key in tensors.keys() if not key.startswith("target/")]  # noqa: SIM118
+      total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in learned)
   return total
 
 

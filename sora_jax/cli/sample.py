@@ -105,7 +105,7 @@ def _add_given(parser: argparse.ArgumentParser) -> None:
     "--strength",
     type=float,
     metavar="X",
-    help="edit, variations, blend: how much may change, between 0 and 1 [0.6]",
+    help="edit, variations, blend: noise level to start from, between 0 and 1 [0.6]",
   )
   given.add_argument(
     "--fit",
@@ -116,7 +116,7 @@ def _add_given(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_solver(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--negative", default="", metavar="TEXT", help="what to lead away from")
+  parser.add_argument("--negative", default="", metavar="TEXT", help="negative prompt")
   parser.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
   parser.add_argument("--size", type=parse_size, metavar="HxW", help="height x width in pixels")
   parser.add_argument(
@@ -127,16 +127,16 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--fps", type=float, metavar="N", help="frames per second")
   parser.add_argument("--steps", type=int, metavar="N", help="solver steps")
-  parser.add_argument("--guidance", type=float, metavar="X", help="pull of the prompt, 1 = none")
+  parser.add_argument("--guidance", type=float, metavar="X", help="classifier-free guidance; 1 = none")
   parser.add_argument(
-    "--temperature", type=float, metavar="X", help="VideoGPT: of the codes drawn, 0 = likeliest"
+    "--temperature", type=float, metavar="X", help="VideoGPT: of sampling, 0 is greedy"
   )
-  parser.add_argument("--top-k", type=int, metavar="N", help="VideoGPT: draw among the N likeliest")
+  parser.add_argument("--top-k", type=int, metavar="N", help="VideoGPT: sample among the N likeliest")
   parser.add_argument(
-    "--top-p", type=float, metavar="X", help="VideoGPT: draw among those of this probability in all"
+    "--top-p", type=float, metavar="X", help="VideoGPT: nucleus sampling"
   )
   parser.add_argument("--sampler", metavar="NAME", help="euler, heun, dpm++ or unipc; ddpm or ddim")
-  parser.add_argument("--shift", type=float, metavar="X", help="more of the steps at high noise")
+  parser.add_argument("--shift", type=float, metavar="X", help="larger: more steps at high noise")
   parser.add_argument(
     "--cache",
     type=float,
@@ -146,7 +146,7 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--curve",
     metavar="FILE",
-    help="what --cache must know of the model; measured, and written there, if there is no FILE",
+    help="the model's curve for --cache; measured and written to FILE if that does not exist",
   )
   parser.add_argument(
     "--lora",
@@ -154,17 +154,17 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
     metavar="FILE[:WEIGHT]",
     action="append",
     default=[],
-    help="an adapter, at so much of its strength [1]; may be given several times",
+    help="a LoRA adapter and its weight [1]; may be given several times",
   )
   parser.add_argument(
-    "--dtype", choices=("float32", "bfloat16"), help="to compute in [what the checkpoint says]"
+    "--dtype", choices=("float32", "bfloat16"), help="compute dtype [the checkpoint's]"
   )
   parser.add_argument(
     "--mesh",
     type=parse_mesh,
     metavar="AXIS=N,...",
-    help="devices that share the work: data, fsdp, context, tensor; one N may be -1, the others "
-    "[all of them; data=1 is one]",
+    help="device mesh over data, fsdp, context and tensor; one N may be -1, the remaining devices "
+    "[all devices; data=1 is one]",
   )
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 EXAMPLES = """examples:
-  sora-jax train --config=configs/vae_toy.py --workdir runs/vae
+  sora-jax train --config=configs/toy.py --workdir runs/toy              renders its clips first
   sora-jax train --config=configs/toy.py:smoke --workdir runs/smoke      seconds, on a CPU
   sora-jax train --config=configs/toy.py --config.optim.lr=1e-3 --config.train.steps=200 \\
     --workdir runs/fast

@@ -65,8 +65,9 @@ def surprise(
     expected = vjepa.apply(
       learned, seen, positions, part(positions), past, mask=mask, method="predict"
     )
-    found = part(vjepa.apply(target, values, positions, present, method="encode"))
-    return jnp.mean(jnp.abs(expected.astype(jnp.float32) - standardised(found)), axis=(1, 2))
+    found = vjepa.apply(target, values, positions, present, method="encode")
+    truth = part(standardised(found, present, vjepa.centred))
+    return jnp.mean(jnp.abs(expected.astype(jnp.float32) - truth), axis=(1, 2))
 
   return jax.lax.map(at, jnp.arange(1, frames)).T
 

@@ -29,12 +29,12 @@ from sora_jax.evals.world_cases import KNOWN, SEED, World, nearest_of
 from sora_jax.evals.world_tests import TESTS, Scores, Test
 from sora_jax.typing import UInt8
 from sora_jax.worlds.distract import distracted
-from sora_jax.worlds.impossible import ImpossiblePairs, Pair
+from sora_jax.worlds.impossible import KINDS, ImpossiblePairs, Pair
 
 SYSTEM = "system"  # what is measured, among the controls
 CEILING = "truth, reconstructed"  # by the system's own autoencoder: the best that it could do
 SEARCHED = 128  # training clips among which the nearest is looked for
-PAIRS = 2  # times the count: one takes less time than a continuation
+PAIRS = 2  # times the count, or some more: one takes less time than a continuation
 SHARES = (0.25, 0.5)  # of the frame that distractors cover
 PAIR_FRAMES = 17
 EXPECTATION = "violation of expectation"
@@ -111,7 +111,7 @@ def suite(
   else:
     print("note: no clips are continued by this system: surprise only", file=sys.stderr)
   if isinstance(system, Surprised):
-    some = pairs(PAIRS * count, seed)
+    some = pairs(count, seed)
     results.metrics |= expectations(system, some, seed, results.rows)
   else:
     print("note: this system is not surprised by anything: continuations only", file=sys.stderr)
@@ -182,8 +182,13 @@ def _enter(
         row[system] = groups[group]
 
 
-def pairs(count: int, seed: int) -> list[Pair]:
-  """Pairs of a possible and an impossible clip, as long as the other clips of the suite."""
+def pairs(worlds: int, seed: int) -> list[Pair]:
+  """Pairs of a possible and an impossible clip that go with so many worlds, as long as theirs.
+
+  Of each kind equally many, in half of which the two worlds change roles.
+  """
+  even = 2 * len(KINDS)
+  count = -(-PAIRS * worlds // even) * even
   source = ImpossiblePairs(count, SEED + seed, PAIR_FRAMES)
   return [source[i] for i in tqdm(range(count), desc="pairs", unit="pair")]
 

@@ -30,7 +30,7 @@ def table(count: int, seed: int) -> dict[str, dict[str, dict[str, Number]]]:
       for system, control in world.controls(test, worlds).items()
     }
     found[name] = world.compared(name, test, worlds, clips, [])
-  pairs = world.pairs(world.PAIRS * count, seed)
+  pairs = world.pairs(count, seed)
   return found | world.expectations(None, pairs, seed, [])
 
 

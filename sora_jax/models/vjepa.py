@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.models.dit import REMAT
-from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp
+from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp, sinusoid
 from sora_jax.models.patch import Patch, grid_shape, patchify
 from sora_jax.parallel.attention import attend
 from sora_jax.parallel.sharding import constrain
@@ -74,7 +74,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module, kw_only=True):  # type: ignore[call-arg]
-  """What both halves are made of. `remat`: a key of `models.dit.REMAT`; `attention`: the kernel."""
+  """What both halves are made of. `remat`: a key of `models.dit.REMAT`; `attention`: the kernel;
+  `absolute`: see `VJEPA`.
+  """
 
   width: int
   layers: int
@@ -84,6 +86,14 @@ class Transformer(nn.Module, kw_only=True):  # type: ignore[call-arg]
   dtype: Any = None
   remat: str = "none"
   attention: str = "auto"
+  absolute: bool = False
+
+  def placed(self, x: Array, positions: Array) -> Array:
+    """Tokens with an embedding of where they are, if there is one."""
+    if not self.absolute:
+      return x
+    features = sinusoid(8.0 * positions, 64).reshape(*positions.shape[:2], -1)  # as in models.dit
+    return x + Dense(self.width, dtype=self.dtype, name="position_in")(features)
 
   def through(self, x: Array, ids: Array, angles: Array | None) -> Array:
     """All layers, one after the other."""
@@ -105,7 +115,8 @@ class Encoder(Transformer, kw_only=True):  # type: ignore[call-arg]
   def __call__(
     self, values: Float[Array, "b n p"], positions: Float[Array, "b n 3"], ids: Int[Array, "b n"]
   ) -> Float[Array, "b n d"]:
-    x = constrain(Dense(self.width, dtype=self.dtype, name="patch_in")(values), "tokens")
+    x = Dense(self.width, dtype=self.dtype, name="patch_in")(values)
+    x = constrain(self.placed(x, positions), "tokens")
     x = self.through(x, ids, channel_angles(positions, self.width // self.heads))
     return LayerNorm(self.eps, affine=True, name="norm")(x)
 
@@ -134,8 +145,9 @@ class Predictor(Transformer, kw_only=True):  # type: ignore[call-arg]
     x = Dense(self.width, dtype=self.dtype, name="context_in")(context)
     ask = jnp.take(asks, mask % self.masks, axis=0)[:, None]
     ask = jnp.broadcast_to(ask, (*targets.shape[:2], self.width))
-    x = constrain(jnp.concatenate([x, ask.astype(x.dtype)], axis=1), "tokens")
-    angles = channel_angles(jnp.concatenate([positions, targets], axis=1), self.width // self.heads)
+    positions = jnp.concatenate([positions, targets], axis=1)
+    x = self.placed(jnp.concatenate([x, ask.astype(x.dtype)], axis=1), positions)
+    x, angles = constrain(x, "tokens"), channel_angles(positions, self.width // self.heads)
     x = self.through(x, jnp.concatenate([ids, target_ids], axis=1), angles)
     x = LayerNorm(self.eps, affine=True, name="norm")(x[:, context.shape[1] :])
     return Dense(self.out, dtype=self.dtype, name="out")(x)
@@ -150,6 +162,9 @@ class VJEPA(nn.Module):
     width, layers, heads, mlp_width: of the encoder; `predictor_...`: of the predictor.
     channels: of the pixels. patch: (frames, rows, columns) of a patch, a "tubelet".
     mask_tokens: how many kinds of mask the predictor tells apart.
+    absolute: adds an embedding of its position to each token, as the first V-JEPA did: rotary ones
+      tell differences only, and all the tokens that ask are alike but for them. Not in V-JEPA 2.
+    centred: targets are features less their mean over the clip (`standardised`). Not published.
     frames, size: of the clips it was trained on (`size` x `size` pixels), for those who prepare
       its input; any others can be encoded.
     dtype: of the matmuls and the activations; parameters, norms and softmax stay in float32.
@@ -167,6 +182,8 @@ class VJEPA(nn.Module):
   channels: int = 3
   patch: Patch = (2, 16, 16)
   mask_tokens: int = 10
+  absolute: bool = False
+  centred: bool = False
   frames: int = 64
   size: int = 256
   eps: float = 1e-6
@@ -175,7 +192,10 @@ class VJEPA(nn.Module):
   attention: str = "auto"
 
   def setup(self) -> None:
-    how = dict(eps=self.eps, dtype=self.dtype, remat=self.remat, attention=self.attention)
+    how = dict(
+      eps=self.eps, dtype=self.dtype, remat=self.remat, attention=self.attention,
+      absolute=self.absolute,
+    )  # fmt: skip
     self.encoder = Encoder(
       width=self.width, layers=self.layers, heads=self.heads, mlp_width=self.mlp_width, **how
     )
@@ -300,9 +320,22 @@ def grid_positions(grid: tuple[int, int, int]) -> Float[np.ndarray, "n 3"]:
   return np.stack(np.unravel_index(np.arange(np.prod(grid)), grid), -1).astype(np.float32)
 
 
-def standardised(features: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-  """Zero mean and unit variance of each token's channels: what the predictor is to predict."""
+def standardised(
+  features: Float[Array, "b n d"], ids: Int[Array, "b n"] | None = None, centred: bool = False
+) -> Float[Array, "b n d"]:
+  """Zero mean and unit variance of each token's channels: what the predictor is to predict.
+
+  Args:
+    ids: tokens of id 0 are not there.
+    centred: without the mean of the clip first. Light and floor are the same everywhere in a clip,
+      and most of what an encoder that knows nothing yet says of a patch (80 % of the variance of
+      features of `configs/vjepa_toy.py` early on): a target that is all but known without looking.
+  """
   x = features.astype(jnp.float32)
+  if centred:
+    here = jnp.ones(x.shape[:2]) if ids is None else (ids > 0).astype(jnp.float32)
+    total = jnp.einsum("bn,bnd->bd", here, x, precision="highest")
+    x = x - (total / jnp.sum(here, axis=1, keepdims=True))[:, None]
   x = x - jnp.mean(x, axis=-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
 

@@ -1,6 +1,6 @@
 """What the configs of large text-to-video runs share: `configs/wan_*.py` and `configs/sora_*.py`.
 
-They are trained from nothing on the user's own videos, of one shape of clip, with a text encoder of
+They are trained from scratch on the user's own videos, of one shape of clip, with a text encoder of
 their own. All of it is changed from the command line like any other value.
 """
 

@@ -66,8 +66,8 @@ class VJEPARecipe:
   ) -> tuple[Scalar, dict[str, Scalar]]:
     values, positions = tubelets(to_float(batch["video"]), self.vjepa.patch)
     target = {"params": {"encoder": params["target"]}}
-    features = standardised(self.vjepa.apply(target, values, positions, method="encode"))
-    features = jax.lax.stop_gradient(features)
+    features = self.vjepa.apply(target, values, positions, method="encode")
+    features = jax.lax.stop_gradient(standardised(features, centred=self.vjepa.centred))
     found = {"rank": effective_rank(features), "spread": spread(features)}
     context, targets = (
       rearrange(batch[name], "b k n -> (b k) n") for name in ("context", "targets")

@@ -62,8 +62,10 @@ def test_a_probe_reads_what_is_there_and_nothing_else(rng):
   given = {id(x.video): told(x, rng) for x in (known, held_out)}
   blind = {id(x.video): 0 * given[id(x.video)] for x in (known, held_out)}
   encoders = {"told": lambda v: given[id(v)], "blind": lambda v: blind[id(v)]}
+  encoders["faint"] = lambda v: given[id(v)] * np.geomspace(1e-3, 1, 24)
   results = compare(encoders, GRID, known, held_out, steps=250, rate=3e-3).metrics
   assert results["told"]["colour"]["mean"] > 0.95 and results["told"]["shape"]["mean"] > 0.95
+  assert results["faint"]["colour"]["mean"] > 0.95 and results["faint"]["shape"]["mean"] > 0.95
   assert results["told"]["place_pixels"]["mean"] < 0.5
   assert results["told"]["place_pixels"]["n"] == held_out.seen.sum()
   assert results["blind"]["colour"]["mean"] < 0.3 and results["blind"]["shape"]["mean"] < 0.4

@@ -1,6 +1,7 @@
 """The world suite and its command, on systems that can do all, half or nothing of it."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sora_jax.evals import systems, world, world_controls
 from sora_jax.evals.control_systems import Foresight, Frozen, Truth
 from sora_jax.evals.surprise import expectation
 from sora_jax.evals.world_cases import KNOWN
+from sora_jax.worlds.impossible import KINDS
 
 FEW = ("gravity", "still scenes")
 
@@ -22,7 +24,7 @@ def small(monkeypatch):
   monkeypatch.setattr(world, "TESTS", tests)
   monkeypatch.setattr(world_controls, "TESTS", tests)
   monkeypatch.setattr(world, "SEARCHED", 3)
-  monkeypatch.setattr(world, "PAIRS", 5)
+  monkeypatch.setattr(world, "PAIRS", 5)  # a round number of pairs all the same
 
 
 class Fading(Foresight):
@@ -68,7 +70,7 @@ def test_all_of_it(monkeypatch, tmp_path, capsys):
   assert error["truth"]["median"] == error[world.CEILING]["median"] < 0.5
   assert error[world.SYSTEM]["median"] > 3 and error["truth"]["n"] == 2
   found = metrics[world.EXPECTATION]["mean, all"]
-  assert found["truth"]["mean"] == 1 and found["truth"]["n"] == 10
+  assert found["truth"]["mean"] == 1 and found["truth"]["n"] == 18
   assert found["chance"]["mean"] == 0.5
   rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
   assert sum(row["test"] == "gravity" for row in rows) == 2 * 7
@@ -92,7 +94,7 @@ def test_given_frames_stay_and_captions_are_told_if_asked(small):
 
 def test_half_of_it(monkeypatch, tmp_path, capsys):
   """What a system cannot do is said and left out, a length that it cannot make too."""
-  seer = Seer(world.pairs(10, 0))
+  seer = Seer(world.pairs(2, 0))
   assert _eval(monkeypatch, seer, "--count=2", "--out", tmp_path, "--json") == 0
   shown = capsys.readouterr()
   assert "no clips are continued" in shown.err
@@ -124,9 +126,11 @@ def test_distractors_are_the_same_until_the_clips_part():
   assert found.metrics["max"]["all"]["mean"] == 1.0
 
 
-def test_pairs_leave_time_for_tubelets():
+def test_pairs_leave_time_for_tubelets_and_are_as_many_of_each_kind():
   """Nothing begins to be wrong in a frame that 16-frame systems do not see."""
-  assert max(pair.event for pair in world.pairs(18, 4)) < 15
+  pairs = world.pairs(4, 4)
+  assert max(pair.event for pair in pairs) < 15
+  assert Counter(pair.kind for pair in pairs) == dict.fromkeys(KINDS, 4)
 
 
 def test_the_table_of_controls_fails_where_the_truth_is_not_first(monkeypatch, capsys):

@@ -95,6 +95,17 @@ def test_kinds_of_masks_ask_differently(clip, params):
   close(each, jnp.stack([first[0], second[1]]))
 
 
+def test_absolute_positions_tell_where_even_of_a_single_token(rng):
+  values = jnp.asarray(rng.normal(size=(1, 1, 96)), jnp.float32)
+  here, there = jnp.zeros((1, 1, 3)), jnp.asarray([[[1.0, 2.0, 1.0]]])
+  for absolute in (False, True):
+    model = MODEL.clone(absolute=absolute)
+    params = jax.jit(model.init)(jax.random.key(0), values, here, here)["params"]
+    at = lambda where: jax.jit(model.apply)({"params": params}, values, where, where)  # noqa: E731, B023
+    moved = np.abs(at(here) - at(there)).max()
+    assert moved > 1e-2 if absolute else moved < 1e-5
+
+
 def test_what_is_recomputed_is_the_same(clip, params):
   values, positions = clip
 
@@ -125,3 +136,13 @@ def test_targets_are_standardised(rng):
   assert x.dtype == jnp.float32
   np.testing.assert_allclose(x.mean(-1), 0, atol=1e-5)
   np.testing.assert_allclose(x.std(-1), 1, atol=1e-3)
+
+
+def test_centred_targets_say_nothing_that_is_the_same_all_over_a_clip(rng):
+  x = jnp.asarray(rng.normal(size=(2, 5, 64)), jnp.float32)
+  ids = jnp.asarray([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+  light = jnp.asarray(10 * rng.normal(size=(2, 1, 64)), jnp.float32)
+  made = standardised(x, ids, centred=True)
+  np.testing.assert_allclose(standardised(x + light, ids, centred=True), made, atol=1e-4)
+  np.testing.assert_allclose(standardised(x[1:, :3], centred=True), made[1:, :3], atol=1e-5)
+  assert np.abs(standardised(x + light, ids) - standardised(x, ids)).max() > 0.1
