@@ -127,14 +127,16 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--fps", type=float, metavar="N", help="frames per second")
   parser.add_argument("--steps", type=int, metavar="N", help="solver steps")
-  parser.add_argument("--guidance", type=float, metavar="X", help="classifier-free guidance; 1 = none")
+  parser.add_argument(
+    "--guidance", type=float, metavar="X", help="classifier-free guidance; 1 = none"
+  )
   parser.add_argument(
     "--temperature", type=float, metavar="X", help="VideoGPT: of sampling, 0 is greedy"
   )
-  parser.add_argument("--top-k", type=int, metavar="N", help="VideoGPT: sample among the N likeliest")
   parser.add_argument(
-    "--top-p", type=float, metavar="X", help="VideoGPT: nucleus sampling"
+    "--top-k", type=int, metavar="N", help="VideoGPT: sample among the N likeliest"
   )
+  parser.add_argument("--top-p", type=float, metavar="X", help="VideoGPT: nucleus sampling")
   parser.add_argument("--sampler", metavar="NAME", help="euler, heun, dpm++ or unipc; ddpm or ddim")
   parser.add_argument("--shift", type=float, metavar="X", help="larger: more steps at high noise")
   parser.add_argument(
