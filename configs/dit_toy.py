@@ -8,10 +8,10 @@ The latents are those of the shipped autoencoder, 8x8 of 64 channels at 64 px. S
   from sora_jax.generate import classes
   classes.load("runs/dit/export").sample(["red ball", "blue cube"], guidance=3.0)
 
-`:sit` is the same network trained as SiT, on velocities. Neither has been run at length: 1,300
-steps of 64 should take one to two hours on two CPU cores (from the run that follows). 900 of 32
-frames of the clips in data/worlds (`--config.data.sources.records.path`), 40 minutes beside other
-work, end at a held-out loss of 0.073 with floors and skies, and no things (experiments/systems).
+`:sit` is the same network trained as SiT, on velocities. Neither has been run at length: 860 steps
+at batch size 64, what experiments/systems gives each system, should take an hour on two CPU cores.
+900 at batch size 32, of frames of the clips in data/worlds (`--config.data.sources.records.path`),
+40 minutes beside other work, end at a held-out loss of 0.073 with floors and skies, and no things.
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +44,7 @@ def get_config(arg: str = "dit") -> ConfigDict:
       name="muon", lr=2e-3, warmup=40, schedule="linear", decay=0.01, clip=1.0, ema_decay=0.998
     ),
     train=dict(
-      steps=1300, batch_size=64, accumulate=1, log_every=20, checkpoint_every=200,
+      steps=860, batch_size=64, accumulate=1, log_every=20, checkpoint_every=200,
       preview_every=200, validate_every=200, validate_batches=4, keep=2, mesh=None,
       max_bad_steps=5,
       precision=None,  # or BF16_BF16_F32: faster on processors with bfloat16 instructions

@@ -5,8 +5,8 @@ r"""VideoGPT on rendered worlds: captions to the codes of configs/vqvae_toy.py.
   sora-jax train --config=configs/videogpt_toy.py --workdir runs/videogpt
   sora-jax sample "a red ball rolls to the left" --checkpoint runs/videogpt/export --out ball.mp4
 
-Clips are encoded first, in a minute or two. 1000 steps of 8 took 20 minutes on two CPU cores and
-end at 4.65 bits a code on held-out worlds (one seed; 5.89 after 200 steps, 4.96 after 600): floors,
+Clips are encoded first, in a minute or two. Of an earlier form of the config 1000 steps took 20
+minutes on two CPU cores and end at 4.65 bits a code on held-out worlds (one seed; 5.89 after 200 steps, 4.96 after 600): floors,
 skies and walls are sharp, things are blobs, half of them of the colour that is asked for. Drawn as
 the model says (`--temperature 1 --top-p 1 --guidance 1`) clips are patchwork: 2,560 codes leave
 room for many mistakes.
@@ -54,7 +54,7 @@ def get_config(arg: str = "full") -> ConfigDict:
       muon_exclude="embed|norm|patch_in|position|head|cell_in|depth_in|table_in",
     ),
     train=dict(
-      steps=1000, batch_size=8, accumulate=1, log_every=20, checkpoint_every=200,
+      steps=1870, batch_size=8, accumulate=1, log_every=20, checkpoint_every=200,
       preview_every=500, validate_every=200, validate_batches=8, keep=2, mesh=None,
       max_bad_steps=5,
       precision=None,  # or BF16_BF16_F32: faster on processors with bfloat16 instructions

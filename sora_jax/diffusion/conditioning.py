@@ -23,7 +23,7 @@ from sora_jax.models.patch import Patch
 from sora_jax.typing import REFERENCE_FPS, Bool, Float, Int
 
 TIME_STRIDE = 4  # pixel frames per latent frame, of every autoencoder of the 4 x n x n family
-PATTERNS = ("none", "first", "prefix", "stretch", "spatial", "noise")
+PATTERNS = ("none", "first", "prefix", "next", "stretch", "spatial", "noise")
 MASK_EVERY = 8  # one clip in so many is also encoded with a region greyed (`data.encode`)
 
 
@@ -165,10 +165,12 @@ class Mixture:
 
   Attributes:
     weights: relative frequency of each pattern: `none`, `first` (the first frame), `prefix`,
-      `stretch` (a suffix or key frames, encoded alone), `spatial` (a mask), `noise` (noise levels
-      that differ from frame to frame, independently or rising). `spatial` needs clips that were
-      encoded with a mask, one in `MASK_EVERY`: of those it has so many times its share, at most
-      all, and the others take its place in the rest, in their own proportions.
+      `next` (a beginning of the clip, of which all but the last frame is given, and no prompt: what
+      the bench of the world asks), `stretch` (a suffix or key frames, encoded alone), `spatial` (a
+      mask), `noise` (noise levels that differ from frame to frame, independently or rising).
+      `spatial` needs clips that were encoded with a mask, one in `MASK_EVERY`: of those it has so
+      many times its share, at most all, and the others take its place in the rest, in their own
+      proportions.
     images: fraction of samples cut down to a single frame.
     text_dropout: fraction of samples that read no prompt.
 
@@ -241,6 +243,7 @@ def draw(
   level: float | np.ndarray = float(levels(rng, int(grid))[0])
   known = np.zeros(latents.shape[:3], bool)
   given: tuple[Stretch, ...] = ()
+  silent = False
 
   if pattern == "spatial":
     latents = np.where(clip["mask"][..., None], clip["masked"], latents)
@@ -249,6 +252,10 @@ def draw(
     known[0] = True
   elif lt > 2 and pattern == "prefix" and not loop:
     known[: rng.integers(2, lt)] = True
+  elif lt > 1 and pattern == "next" and not loop:
+    latents = latents[: rng.integers(2, lt + 1)]
+    known = np.ones(latents.shape[:3], bool)
+    known[-1], silent = False, True
   elif lt > 1 and pattern == "stretch":
     given = (Stretch(stretch, latent_times(len(stretch), fps, start)),)
     if rng.random() < 0.5 and not loop:
@@ -260,7 +267,8 @@ def draw(
       low, high = np.sort(levels(rng, int(grid), 2))
       level = np.linspace(low, high, lt, dtype=np.float32)
 
-  prompt = "" if rng.random() < mixture.text_dropout else str(rng.choice(clip["captions"]))
+  silent = rng.random() < mixture.text_dropout or silent
+  prompt = "" if silent else str(rng.choice(clip["captions"]))
   return layout(
     latents, patch=patch, fps=fps, levels=level, known=known, stretches=given, prompt=prompt,
     loop=loop, cond_features=cond_features, empty=empty, states=clip.get("states"),

@@ -189,6 +189,8 @@ class VideoGPT:
   ) -> Int[np.ndarray, "b lt lh lw q"]:
     """Codes of clips: `known` ones, and those that the prior draws after them."""
     check_draw(seed, batch_size)
+    if not any(prompts):  # guidance would compare a clip with itself
+      sampling = dataclasses.replace(sampling, guidance=1.0)
     count, (_, rows, columns) = min(batch_size, len(prompts)), self.prior.tokens(grid)
     starts, times = range(0, len(prompts), count), range(known.shape[1], grid[0])
     pieces, ids = self.prompts.in_rows(prompts)

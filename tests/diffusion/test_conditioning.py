@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sora_jax.diffusion import conditioning
-from sora_jax.diffusion.conditioning import MASK_EVERY, Mixture, Stretch, layout
+from sora_jax.diffusion.conditioning import MASK_EVERY, PATTERNS, Mixture, Stretch, layout
 from sora_jax.diffusion.time import LevelSampler
 from sora_jax.errors import UserError
 
@@ -85,7 +85,7 @@ def clip(rng):
   )  # fmt: skip
 
 
-@pytest.mark.parametrize("pattern", Mixture().weights)
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_pattern_leaves_something_to_make(rng, pattern):
   settings = dict(
     patch=PATCH, mixture=Mixture(weights={pattern: 1.0}, images=0), levels=LevelSampler()
@@ -98,7 +98,7 @@ def test_every_pattern_leaves_something_to_make(rng, pattern):
   assert max(len(s.cond) for s in seen) == settings["mixture"].rows(5)
 
 
-@pytest.mark.parametrize("pattern", Mixture().weights)
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_of_a_loop_only_what_is_encoded_alone_is_known(rng, pattern):
   settings = dict(
     patch=PATCH, mixture=Mixture(weights={pattern: 1.0}, images=0.3), levels=LevelSampler()
@@ -127,6 +127,22 @@ def test_known_values_are_what_the_user_would_have(rng):
   masked = layout(record["masked"], patch=PATCH, fps=8.0).values
   known = levels_of(sample) == 0
   np.testing.assert_allclose(sample.values[known], masked[known], atol=1e-6)
+
+
+def test_next_asks_for_the_last_frame_of_a_beginning_and_says_nothing(rng):
+  mixture = Mixture(weights={"next": 1.0}, images=0, text_dropout=0)
+  record, lengths = clip(rng), set()
+  for _ in range(40):
+    sample = conditioning.draw(rng, record, patch=PATCH, mixture=mixture, levels=LevelSampler())
+    levels = levels_of(sample)
+    frames = len(levels) // 4
+    lengths.add(frames)
+    assert (levels[:-4] == 0).all() and (levels[-4:] > 0).all()
+    whole = layout(record["latents"], patch=PATCH, fps=8.0)
+    np.testing.assert_array_equal(sample.values, whole.values[: len(levels)])
+    np.testing.assert_array_equal(sample.positions, whole.positions[: len(levels)])
+    assert not any(sample.prompts)
+  assert lengths == {2, 3, 4, 5}
 
 
 def test_images_and_dropped_texts_come_at_their_rates(rng):

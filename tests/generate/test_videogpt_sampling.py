@@ -105,6 +105,14 @@ def test_as_without_a_cache(guidance, model):
   assert len(np.unique(codes)) >= 5
 
 
+def test_without_prompts_there_is_nothing_to_guide(model, monkeypatch):
+  rows, start = [], videogpt.start
+  monkeypatch.setattr(videogpt, "start", lambda *x: rows.append(len(x[-1])) or start(*x))
+  free = [codes_of(model, ["", ""], guidance=guidance) for guidance in (1.0, 3.0)]
+  np.testing.assert_array_equal(*free)
+  assert rows == [2, 2]  # and not twice each
+
+
 def test_a_sample_does_not_depend_on_its_batch(model):
   whole = codes_of(model)
   np.testing.assert_array_equal(codes_of(model, batch_size=2), whole)
