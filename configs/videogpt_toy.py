@@ -5,11 +5,11 @@ r"""VideoGPT on rendered worlds: captions to the codes of configs/vqvae_toy.py.
   sora-jax train --config=configs/videogpt_toy.py --workdir runs/videogpt
   sora-jax sample "a red ball rolls to the left" --checkpoint runs/videogpt/export --out ball.mp4
 
-Clips are encoded first, in a minute or two. Of an earlier form of the config 1000 steps took 20
-minutes on two CPU cores and end at 4.65 bits a code on held-out worlds (one seed; 5.89 after 200 steps, 4.96 after 600): floors,
-skies and walls are sharp, things are blobs, half of them of the colour that is asked for. Drawn as
-the model says (`--temperature 1 --top-p 1 --guidance 1`) clips are patchwork: 2,560 codes leave
-room for many mistakes.
+Clips are encoded first, in a minute or two. 1,000 steps (`--config.train.steps=1000`) took 20
+minutes on two CPU cores and end at 4.65 bits a code on held-out worlds (one seed; 5.89 after 200
+steps, 4.96 after 600): floors, skies and walls are sharp, things are blobs, half of them of the
+colour that is asked for. Sampled at temperature 1 (`--temperature 1 --top-p 1 --guidance 1`) clips
+are patchwork: 2,560 codes leave room for many mistakes.
 """
 
 from ml_collections import ConfigDict
