@@ -1,10 +1,10 @@
-"""A transformer of 1B parameters for clips of up to a minute.
+r"""A transformer of 1B parameters for clips of up to a minute.
 
 Latents are 4x16x16 with 48 channels: 4x8x8 would make four times the tokens of them, and sixteen
 times the attention.
 
   sora-jax plan --config=configs/sora_1b.py --topology=v5p:4x4x4
-  sora-jax train --multihost --config=configs/sora_1b.py --config.vae=VAE \\
+  sora-jax train --multihost --config=configs/sora_1b.py --config.vae=VAE \
       --config.data.sources.folder.path=CLIPS --config.data.cache=DISK/latents --workdir DISK/run
 
 VAE is an autoencoder of 4x16x16 with 48 channels, such as Wan 2.2's, converted. The

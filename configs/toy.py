@@ -1,8 +1,8 @@
 r"""The transformer of the shipped checkpoint `toy`: text to video, 48 to 160 px, 1 to 49 frames.
 
 The shipped autoencoder is used unless `--config.vae` names another. The worlds are rendered and
-encoded first, in a quarter of an hour. 4,000 steps of about 21 samples take three to four hours on
-two CPU cores (an estimate from the runs that made `toy`, README.md).
+encoded first, in a quarter of an hour. 4,000 steps of about 21 samples take about two hours on two
+CPU cores, and up to twice that beside other work (an estimate, from the runs in docs/toy.md).
 
   sora-jax train --config=configs/toy.py --workdir runs/toy
 
@@ -23,13 +23,13 @@ On your own videos (mp4 files with captions in .txt files beside them):
 To go on from what ships, on worlds it has not seen, most of them square, and at higher noise. An
 hour and a half, and ten minutes for the worlds, with `--config.train.precision=BF16_BF16_F32` on
 two cores that have instructions for it (1.3 s a step, 1.6 without). The last run of `toy` was this
-one, but for its seed, which was 6, and began from the weights of another (README.md):
+one, but for its seed, which was 6, and began from the weights of another (docs/toy.md):
 
   sora-jax train --config=configs/toy.py:more --workdir runs/more
 
 A second transformer for low noise, begun from the first one's weights, works on single latents
 instead of patches of 2x2. 100 steps took 45 minutes beside other work, the last ten with a loss of
-0.36, and samples were no better (docs/architecture.md), so none ships:
+0.36, and samples were no better (docs/toy.md), so none ships:
 
   sora-jax train --config=configs/toy.py:low --workdir runs/low
 
@@ -82,14 +82,14 @@ def get_config(arg: str = "mixed") -> ConfigDict:
     packing=dict(length=512, cond_rows=32, text_length=160, short=2),
     # From level 0.5 straight to 0 (before the shift it is 1/3): finer steps leave grain. The shift
     # is that of sampling, whatever `levels` has for training.
-    # Guidance above level 0.8 alone: below, it damages what the model makes (docs/architecture.md).
+    # Guidance above level 0.8 alone: below, it damages what the model makes (docs/toy.md).
     sampling=dict(
       steps=20, shift=2.0, schedule=dict(lowest=1 / 3), guidance=6.0, guidance_interval=(0.8, 1.0)
     ),
     data=dict(
       cache="data/latents",
       batching="pack",  # or bucket, or pad: sora_jax/data/batches.py
-      samples=26,  # drawn per step; train.batch_size sequences hold nearly all of them
+      samples=26,  # drawn per step; about 21 fit into train.batch_size sequences
       shapes={
         name: dict(share=share, clips=clips, frames=frames, size=size, fps=fps, loop=False)
         for name, (share, clips, (frames, *size), fps) in SHAPES.items()
@@ -144,7 +144,7 @@ def get_config(arg: str = "mixed") -> ConfigDict:
       shape.share = float(name == "square")
     config.packing.update(length=160, cond_rows=16, text_length=80, short=1)
     config.data.samples, config.train.batch_size = 38, 14
-    if arg == "systems":  # what comes next is asked as often as what a prompt shows
+    if arg == "systems":  # what comes next is asked of half of the clips
       config.mixture.weights = dict(none=0.5, prefix=0.25, next=0.25)
       config.mixture.text_dropout, config.data.samples = 0.25, 40
       config.data.sources.worlds.weight, config.data.sources.records.weight = 0.0, 1.0

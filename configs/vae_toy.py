@@ -8,7 +8,7 @@ train, so one step at rate 0:
   sora-jax train --config=configs/vae_toy.py:components --workdir runs/vae
 
 By default the decoder has levels that learn what the components miss, slowly: 0.1 dB in 800 steps
-on thousands of clips, before Muon took their first and last convolution (docs/architecture.md).
+on thousands of clips, before Muon took their first and last convolution (docs/toy.md).
 `polish` is meant to sharpen them and to forgive slightly wrong latents; it has not been run at
 length:
 

@@ -1,11 +1,10 @@
 r"""V-JEPA on rendered worlds: clips of 16 frames at 64 px, tubelets of 2 x 8 x 8 pixels.
 
-Masks are the published ones, "short" and "long" (eight blocks of 15 % of the frame, two of 70 %,
-both as long as the clip), and "future": what comes next, which surprise is measured with. An hour
-on two CPU cores is meant. 426 steps (`--config.train.steps=426`) took 25 minutes (one seed): the
-features did not collapse (effective rank 45 at first, 9 at the least and 10 in the end), and a
-probe reads colour off them, but shape and place no better than off random weights
-(experiments/systems).
+Masks are the published "short" (eight blocks of 15 % of the frame, as long as the clip) and
+"future": what comes next, which surprise is measured with. The published "long" leaves too little
+to see of such clips. Unlike V-JEPA 2, tokens have an embedding of where they are (`absolute`),
+targets are features less their mean over the clip (`centred`), and Muon trains it: why is in
+docs/vjepa.md. 1,500 steps took an hour on two CPU cores.
 
 `--config.data.sources.records.distractor=0.25` covers a quarter of each picture with noise that
 cannot be foreseen (docs/world.md).

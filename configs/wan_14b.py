@@ -1,10 +1,10 @@
-"""Wan 2.1 14B (Wan Team 2025) in its published dimensions, trained from scratch.
+r"""Wan 2.1 14B (Wan Team 2025) in its published dimensions, trained from scratch.
 
 Latents are 4x8x8 with 16 channels. The text encoder is ours, of the published width and length.
 
   sora-jax plan --config=configs/wan_14b.py --topology=v5p:4x4x4
-  sora-jax convert hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers wan --to sora_jax
-  sora-jax train --multihost --config=configs/wan_14b.py --config.vae=wan \\
+  sora-jax convert hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers DISK/wan --to sora_jax
+  sora-jax train --multihost --config=configs/wan_14b.py --config.vae=DISK/wan \
       --config.data.sources.folder.path=CLIPS --config.data.cache=DISK/latents --workdir DISK/run
 
 `data.shapes.clip.clips` windows (100,000) are encoded first.

@@ -15,6 +15,7 @@ from sora_jax.worlds import VOCABULARY
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "experiments").glob("*/README.md"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from ml_collections import ConfigDict
+
 from sora_jax import provenance
+from sora_jax.train import loop
 
 
 def copy_in(folder):
@@ -36,3 +40,11 @@ def test_a_package_in_a_strangers_checkout_is_not_of_its_commit(tmp_path, monkey
   assert module.commit() == ours
   path.write_text(path.read_text() + "\n")
   assert module.commit() == ours  # what runs is what was there
+
+
+def test_a_run_asks_before_anything_is_built(monkeypatch, tmp_path):
+  asked = []
+  monkeypatch.setattr(provenance, "commit", lambda: asked.append("commit"))
+  monkeypatch.setattr(loop.program_lib, "build", lambda config: 1 / (0 if asked else 1))
+  with pytest.raises(ZeroDivisionError):
+    loop.fit(ConfigDict(), tmp_path)

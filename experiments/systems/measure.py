@@ -4,8 +4,8 @@
 
 RUNS holds the folders that the commands of README.md train; what is not there is left out. What was
 measured before (RUNS/measured: of checkpoint, suite, count, seed, weights) is not measured again,
-so a killed run goes on. Lines of the same checkpoint, suite and seed are replaced in results.jsonl.
-Probes have a count of their own.
+so a killed run goes on: remove that folder when a suite has changed. Lines of the same checkpoint,
+suite and seed are replaced in results.jsonl. Probes have a count of their own.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def checkpoint(name: str, runs: Path) -> str:
 
 def measure(name: str, suite: str, runs: Path, count: int, seed: int) -> dict[str, Any]:
   """The stored metrics of a checkpoint before a suite; measured now if there are none."""
+  # Few clips train no probe, and many cost little.
+  options = [] if suite == "probe" else ["--count", str(count)]
   weights = fingerprint(native.find(checkpoint(name, runs)))
-  out = runs / "measured" / f"{name}-{suite}-{count}-{seed}-{weights}"
+  out = runs / "measured" / "-".join([name, suite, *options[1:], str(seed), weights])
   file = out / "metrics.json"
   if not file.is_file():
     out.parent.mkdir(exist_ok=True)
     command = ["sora-jax", "eval", f"--suite={suite}", "--checkpoint", checkpoint(name, runs)]
-    # Few clips train no probe, and many cost little.
-    options = [] if suite == "probe" else ["--count", str(count)]
     subprocess.run([*command, *options, "--seed", str(seed), "--out", str(out)], check=True)
   return json.loads(file.read_text())
 
@@ -90,7 +90,7 @@ def lines(
 ) -> Iterator[dict[str, Any]]:
   """A line for each number of a suite."""
   system, folder = SYSTEMS[name][0], native.find(checkpoint(name, runs))
-  # The config of what ships is that of its last run alone (README.md).
+  # The config of what ships is that of its last run alone (docs/toy.md).
   spent = None if name == TOY else training_flops(folder)
   fixed = {"seed": seed, "params": parameters(folder), "flops": spent, "commit": document["commit"]}
   for metric, number in flat(document["metrics"]):

@@ -91,10 +91,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from sora_jax.provenance import commit
 
   folder = report.open_folder(args.out)
+  measured_by = commit()  # the checkout may change while it measures
   results = _measured(args, count, folder)
   origin = {
     "command": shlex.join(["sora-jax", *sys.argv[1:]]),
-    "commit": commit(),
+    "commit": measured_by,
     "suite": args.suite,
     "checkpoint": args.checkpoint,
     "seed": args.seed,

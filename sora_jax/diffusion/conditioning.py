@@ -165,8 +165,8 @@ class Mixture:
 
   Attributes:
     weights: relative frequency of each pattern: `none`, `first` (the first frame), `prefix`,
-      `next` (a beginning of the clip, of which all but the last frame is given, and no prompt: what
-      the bench of the world asks), `stretch` (a suffix or key frames, encoded alone), `spatial` (a
+      `next` (the first 2, 3, ... latent frames, all but the last of them given, and no prompt: what
+      surprise is measured by), `stretch` (a suffix or key frames, encoded alone), `spatial` (a
       mask), `noise` (noise levels that differ from frame to frame, independently or rising).
       `spatial` needs clips that were encoded with a mask, one in `MASK_EVERY`: of those it has so
       many times its share, at most all, and the others take its place in the rest, in their own
@@ -239,6 +239,8 @@ def draw(
     loop = False
   lt = len(latents)
   pattern = mixture.pattern(rng, masked="masked" in clip and lt == len(clip["masked"]))
+  if lt > 1 and pattern == "next" and not loop:
+    latents = latents[: rng.integers(2, lt + 1)]
   grid = np.prod([-(-size // step) for size, step in zip(latents.shape[:3], patch, strict=True)])
   level: float | np.ndarray = float(levels(rng, int(grid))[0])
   known = np.zeros(latents.shape[:3], bool)
@@ -253,9 +255,7 @@ def draw(
   elif lt > 2 and pattern == "prefix" and not loop:
     known[: rng.integers(2, lt)] = True
   elif lt > 1 and pattern == "next" and not loop:
-    latents = latents[: rng.integers(2, lt + 1)]
-    known = np.ones(latents.shape[:3], bool)
-    known[-1], silent = False, True
+    known[:-1], silent = True, True
   elif lt > 1 and pattern == "stretch":
     given = (Stretch(stretch, latent_times(len(stretch), fps, start)),)
     if rng.random() < 0.5 and not loop:

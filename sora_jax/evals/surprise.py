@@ -38,7 +38,8 @@ def surprise(
   """Mean absolute error of the features predicted for each frame of the grid but the first.
 
   The context is what comes before it, and the truth is what the target encoder makes of it and
-  everything before: what comes later changes nothing.
+  everything before: what comes later changes nothing. Targets that are `centred` lose the mean of
+  what is seen up to then; in training it is that of the whole clip.
 
   Args:
     params: `encoder`, `predictor` and `target`.

@@ -185,7 +185,7 @@ def _enter(
 def pairs(worlds: int, seed: int) -> list[Pair]:
   """Pairs of a possible and an impossible clip that go with so many worlds, as long as theirs.
 
-  Of each kind equally many, in half of which the two worlds change roles.
+  Of each kind equally many, in half of each (but mid-air) with the two worlds' roles exchanged.
   """
   even = 2 * len(KINDS)
   count = -(-PAIRS * worlds // even) * even

@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from sora_jax import provenance
 from sora_jax.data import shards
 from sora_jax.errors import UserError
 from sora_jax.parallel import hosts, sharding
@@ -48,6 +49,7 @@ def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
   """
   if jax.process_count() > 1 and not jax.distributed.is_initialized():  # a TPU knows its slice
     raise UserError(f"This is one of {jax.process_count()} hosts: add --multihost, on each.")
+  provenance.commit()  # the checkout may change before the first export asks
   with hosts.together():
     program = program_lib.build(config)
   shard = hosts.batch_shard(program.mesh)

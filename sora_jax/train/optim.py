@@ -6,7 +6,8 @@ Three groups of parameters are told apart by their paths:
   muon     matrices and convolutions inside the network (name="muon"): orthogonalised momentum,
            https://kellerjordan.github.io/posts/muon, scaled as in arXiv:2502.16982 so that
            AdamW's learning rate and weight decay carry over
-  adamw    everything else: embeddings, norms, biases, modulation tables, first and last layers
+  adamw    everything else: embeddings, norms, biases, modulation tables, and what `muon_exclude`
+           names, first and last layers of most networks
 
 A frozen leaf is `None` in the trees the optimiser sees (an empty subtree to JAX).
 """
@@ -191,7 +192,7 @@ def muon_mask(tree: Any, exclude: str) -> Any:
 
 
 def orthogonalize(x: Float[Array, "*b m n"]) -> Float[Array, "*b m n"]:
-  """U V^T of each matrix U S V^T, up to singular values in about [0.7, 1.4].
+  """U V^T of each matrix U S V^T, up to singular values in about [0.7, 1.45].
 
   Quintic Newton-Schulz steps, X <- X (a + b G + c G^2) with G = X^T X, a, b, c of `QUINTICS`. Each
   G is a polynomial in the first one. So where X is taller than wide, many times in a convolution,

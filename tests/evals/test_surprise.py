@@ -18,14 +18,15 @@ MODEL = VJEPA(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def scorer():
+@pytest.fixture(scope="module", params=[False, True], ids=["published", "centred"])
+def scorer(request):
   rng = np.random.default_rng(1)
+  model = MODEL.clone(absolute=request.param, centred=request.param)
   values, positions = tubelets(jax.numpy.zeros((1, 8, 16, 16, 3)), MODEL.patch)
-  params = jax.jit(MODEL.init)(jax.random.key(0), values, positions, positions)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), values, positions, positions)["params"]
   params["target"] = params["encoder"]
   perturbed = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
-  return Surprise(MODEL, perturbed, mask=2)
+  return Surprise(model, perturbed, mask=2)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_it_is_the_same_in_any_batch(scorer, clips):
   whole = scorer.surprise(clips)
   parts = [scorer.surprise(clips[:1]), scorer.surprise(clips[1:])]
   np.testing.assert_allclose(np.concatenate(parts), whole, 1e-5)
-  features = frozen(MODEL, scorer.params["target"])
+  features = frozen(scorer.vjepa, scorer.params["target"])
   assert features(clips).shape == (18, 16, 24)
   np.testing.assert_allclose(features(clips[5:6])[0], features(clips)[5], rtol=1e-4, atol=1e-5)
 
