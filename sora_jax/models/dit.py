@@ -25,7 +25,15 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from sora_jax.models.attention import SAVED
-from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp, kernels_in, sinusoid
+from sora_jax.models.layers import (
+  Attention,
+  Dense,
+  LayerNorm,
+  Mlp,
+  kernels_in,
+  position_features,
+  sinusoid,
+)
 from sora_jax.models.patch import Patch, rope_angles
 from sora_jax.models.tokens import Tokens, select_rows
 from sora_jax.parallel.sharding import constrain
@@ -176,7 +184,7 @@ class DiT(nn.Module):
     dense = lambda name, width: Dense(width, dtype=self.dtype, name=name)  # noqa: E731
     x = dense("patch_in", self.width)(tokens.values)
     if self.absolute:
-      x = x + dense("position_in", self.width)(position_features(tokens))
+      x = x + dense("position_in", self.width)(where(tokens))
     x = constrain(x, "tokens")
     text = Mlp(self.width, self.width, self.dtype, name="text_in")(tokens.text)
     text = constrain(text, "tokens")
@@ -287,11 +295,11 @@ def split_params(params: Params, dit: DiT) -> Params:
   }
 
 
-def position_features(tokens: Tokens, width: int = 64) -> Float[Array, "b n f"]:
-  """Sinusoids of time, row and column, `width` of each; a circle of time has no origin to tell."""
-  features = sinusoid(8.0 * tokens.positions, width)  # neighbours differ in many features
-  circle = (tokens.period > 0)[..., None, None] & (jnp.arange(3) == 0)[:, None]
-  return rearrange(jnp.where(circle, 0.0, features), "b n three f -> b n (three f)")
+def where(tokens: Tokens) -> Float[Array, "b n f"]:
+  """Features of each token's position; a circle of time has no origin to tell."""
+  features = position_features(tokens.positions)
+  time = jnp.arange(features.shape[-1]) < features.shape[-1] // 3
+  return jnp.where((tokens.period > 0)[..., None] & time, 0.0, features)
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:

@@ -32,6 +32,12 @@ def sinusoid(
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def position_features(positions: Float[Array, "*b 3"], width: int = 64) -> Float[Array, "*b f"]:
+  """Sinusoids of time, row and column, `width` of each, one after the other."""
+  features = sinusoid(8.0 * positions, width)  # neighbours differ in many features
+  return features.reshape(*positions.shape[:-1], -1)
+
+
 class RMSNorm(nn.Module):
   """x / rms(x) * scale over the last axis."""
 

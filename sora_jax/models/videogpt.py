@@ -32,7 +32,7 @@ from einops import rearrange
 
 from sora_jax.errors import UserError
 from sora_jax.models.dit import REMAT
-from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp, sinusoid
+from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp, position_features
 from sora_jax.models.patch import rope_angles
 from sora_jax.models.vqvae import Codes, vectors
 from sora_jax.parallel.sharding import constrain
@@ -199,8 +199,7 @@ class Prior(nn.Module):
     """
     place = jnp.stack(jnp.unravel_index(tokens, self.tokens(self.grid)), axis=-1)
     place = jnp.broadcast_to(place.astype(jnp.float32), (len(told), *place.shape))
-    features = rearrange(sinusoid(8.0 * place, 64), "b m three f -> b m (three f)")
-    x = constrain(self.patch_in(told) + self.position_in(features), "tokens")
+    x = constrain(self.patch_in(told) + self.position_in(position_features(place)), "tokens")
     angles = rope_angles(place, jnp.zeros(x.shape[:2]), self.width // self.heads)
     index = jnp.broadcast_to(tokens, x.shape[:2])
     text = constrain(self.text_in(text), "tokens")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.models.dit import REMAT
-from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp, sinusoid
+from sora_jax.models.layers import Attention, Dense, LayerNorm, Mlp, position_features
 from sora_jax.models.patch import Patch, grid_shape, patchify
 from sora_jax.parallel.attention import attend
 from sora_jax.parallel.sharding import constrain
@@ -92,8 +92,8 @@ class Transformer(nn.Module, kw_only=True):  # type: ignore[call-arg]
     """Tokens with an embedding of where they are, if there is one."""
     if not self.absolute:
       return x
-    features = sinusoid(8.0 * positions, 64).reshape(*positions.shape[:2], -1)  # as in models.dit
-    return x + Dense(self.width, dtype=self.dtype, name="position_in")(features)
+    place = Dense(self.width, dtype=self.dtype, name="position_in")
+    return x + place(position_features(positions))
 
   def through(self, x: Array, ids: Array, angles: Array | None) -> Array:
     """All layers, one after the other."""

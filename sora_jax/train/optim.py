@@ -31,8 +31,8 @@ from sora_jax.typing import Array, Float, Params
 
 SCHEDULES = ("constant", "cosine", "linear")
 MUON_RMS = 0.2  # the update's RMS that AdamW has in practice (arXiv:2502.16982, section 2.2)
-# Each the best odd quintic for singular values where the one before it leaves those from 0.002 to 1
-# (Amsel et al. 2025, arXiv:2505.16932). Jordan's single one (see above) needs five to reach as low.
+# Each is the odd quintic nearest to 1 on what the one before it makes of singular values from 0.002
+# to 1 (Amsel et al. 2025, arXiv:2505.16932). Jordan's one quintic takes five steps to reach as low.
 QUINTICS = (
   (8.4268, -24.9361, 18.4925),
   (4.1116, -3.0591, 0.5750),

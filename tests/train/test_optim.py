@@ -95,6 +95,18 @@ def test_orthogonalize_is_newton_schulz(rng, shape):
   np.testing.assert_allclose(made, y, atol=2e-3)
 
 
+def test_quintics_are_the_nearest_to_one():
+  """Chebyshev: three coefficients leave the largest error four times, with alternating signs."""
+  low, high = 0.002, 1.0
+  for a, b, c in optim.QUINTICS:
+    inner = np.sort(np.sqrt(np.roots([5 * c, 3 * b, a])))
+    x = np.array([low, *inner, high])
+    assert np.all(np.diff(x) > 0)
+    error = a * x + b * x**3 + c * x**5 - 1
+    np.testing.assert_allclose(error * [-1, 1, -1, 1], -error[0], rtol=0.02, atol=2e-3)
+    low, high = 1 + error[0], 1 - error[0]
+
+
 @pytest.mark.parametrize("tall", [1, 3])
 def test_orthogonalize_brings_singular_values_near_one(rng, tall):
   """Those from 0.002 of the Frobenius norm on; smaller ones are raised about as much."""
